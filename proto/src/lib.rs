@@ -2,6 +2,8 @@
 //! identities in certificates, contexts, and a client that fails over between members.
 #![forbid(unsafe_code)]
 
+pub mod pki;
+
 /// The control plane's API (`trellis.api.v1`).
 #[allow(missing_docs, clippy::all, rust_2018_idioms)]
 pub mod api {
@@ -20,3 +22,22 @@ pub mod peer {
 
 /// The encoded descriptors of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+pub mod client;
+pub mod identity;
+pub mod node_config;
+pub mod server;
+pub mod status;
+pub mod tls;
+
+/// Ports of the cluster.
+pub mod ports {
+    /// The API, every control-plane member.
+    pub const API: u16 = 6443;
+    /// Raft peers, every control-plane member.
+    pub const PEER: u16 = 2380;
+    /// The node agent, members only.
+    pub const AGENT: u16 = 10250;
+    /// Gossip, UDP.
+    pub const GOSSIP: u16 = 7946;
+}

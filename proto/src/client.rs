@@ -1,0 +1,368 @@
+//! A client of the control plane that fails over between its members by itself.
+//!
+//! A [`Connection`] holds one HTTP/2 connection at a time. When it breaks, or the member behind
+//! it says UNAVAILABLE, the next endpoint is taken. [`Connection::call`] sends a request again
+//! where that is harmless (see [`crate::status::retryable`]) until its deadline; creates carry a
+//! request id, so that sending one twice makes one object. Streams are resumed by who reads them:
+//! a watch goes on from its last revision.
+
+use std::{
+    future::Future,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Code, Status,
+    body::Body,
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::Service;
+
+use crate::{
+    api::{
+        cluster_client::ClusterClient, images_client::ImagesClient, nodes_client::NodesClient, pods_client::PodsClient,
+        resources_client::ResourcesClient,
+    },
+    status::retryable,
+    tls::ClientTls,
+};
+
+mod context;
+pub use context::{Context as ClusterContext, ContextError, Contexts};
+
+/// A peer that lost power sends no FIN: ask it twice a second …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
+/// … and give it this long to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// A member on a live network answers a connect in milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Calls without a deadline of their own end after this.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two tries, doubling up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(20);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(320);
+/// Objects are at most 1.5 MB and a list page holds up to 500.
+pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
+
+/// Makes a channel over TCP (`https://ip:port`) or a unix socket (`unix:///path`), always with
+/// mutual TLS, connecting at first use.
+pub fn channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
+    let target = Target::parse(endpoint)?;
+    let connector = TlsConnector::from(Arc::clone(&tls.config));
+    let name = tls.server_name.clone();
+    let service = tower::service_fn(move |_: Uri| {
+        let (target, connector, name) = (target.clone(), connector.clone(), name.clone());
+        async move {
+            let connected = async {
+                let stream: Box<dyn Stream> = match &target {
+                    Target::Tcp(address) => {
+                        let stream = TcpStream::connect(address).await?;
+                        stream.set_nodelay(true)?;
+                        Box::new(stream)
+                    }
+                    Target::Unix(path) => Box::new(UnixStream::connect(path).await?),
+                };
+                connector.connect(name, stream).await
+            };
+            match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
+                Ok(result) => result.map(TokioIo::new).map_err(|e| io::Error::new(e.kind(), format!("{target}: {e}"))),
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{target}: no answer within 1 s"))),
+            }
+        }
+    });
+    Ok(Endpoint::from_static("http://control-plane.trellis")
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .connect_with_connector_lazy(service))
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+#[derive(Clone, Debug)]
+enum Target {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(a) => f.write_str(a),
+            Self::Unix(p) => write!(f, "unix://{}", p.display()),
+        }
+    }
+}
+
+impl Target {
+    fn parse(endpoint: &str) -> Result<Self, Status> {
+        if let Some(path) = endpoint.strip_prefix("unix://") {
+            return Ok(Self::Unix(path.into()));
+        }
+        let address = endpoint.strip_prefix("https://").unwrap_or(endpoint).trim_end_matches('/');
+        if address.is_empty() || address.contains('/') {
+            return Err(Status::invalid_argument(format!(
+                "endpoint {endpoint:?} is neither https://HOST:PORT nor unix:///PATH"
+            )));
+        }
+        let has_port = address.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
+        Ok(Self::Tcp(if has_port { address.to_owned() } else { format!("{address}:{}", crate::ports::API) }))
+    }
+}
+
+struct State {
+    endpoints: Vec<String>,
+    current: usize,
+    /// Counts changes of `channel`, so that many calls failing together move on only once.
+    generation: u64,
+    channel: Option<Channel>,
+}
+
+struct Shared {
+    tls: ClientTls,
+    state: Mutex<State>,
+}
+
+/// A handle on the control plane; clones share the connection.
+#[derive(Clone)]
+pub struct Connection {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("endpoints", &self.endpoints()).finish()
+    }
+}
+
+/// The transport that the generated clients run over.
+#[derive(Clone)]
+pub struct Chan {
+    shared: Arc<Shared>,
+    ready: Option<(u64, Channel)>,
+}
+
+impl Connection {
+    /// Endpoints are `https://IP:PORT` or `unix:///PATH`; nothing is dialled before the first call.
+    #[must_use]
+    pub fn new(endpoints: Vec<String>, tls: ClientTls) -> Self {
+        let state = Mutex::new(State { endpoints, current: 0, generation: 0, channel: None });
+        Self { shared: Arc::new(Shared { tls, state }) }
+    }
+
+    /// Takes over a new list of members; the connection in use is kept if it is still in it.
+    pub fn set_endpoints(&self, endpoints: Vec<String>) {
+        let mut state = self.shared.lock();
+        if endpoints.is_empty() || endpoints == state.endpoints {
+            return;
+        }
+        let now = state.endpoints.get(state.current).cloned();
+        let kept = now.and_then(|n| endpoints.iter().position(|e| *e == n));
+        state.current = kept.unwrap_or(0);
+        if kept.is_none() {
+            state.channel = None;
+            state.generation += 1;
+        }
+        state.endpoints = endpoints;
+    }
+
+    /// The endpoints known.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.shared.lock().endpoints.clone()
+    }
+
+    /// Turns to the next member: for a stream whose member has gone silent.
+    pub fn next_endpoint(&self) {
+        let generation = self.shared.lock().generation;
+        self.shared.move_on(generation);
+    }
+
+    /// The transport, for a generated client.
+    #[must_use]
+    pub fn chan(&self) -> Chan {
+        Chan { shared: Arc::clone(&self.shared), ready: None }
+    }
+
+    /// Objects.
+    #[must_use]
+    pub fn resources(&self) -> ResourcesClient<Chan> {
+        ResourcesClient::new(self.chan()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+
+    /// Logs, exec, port-forward.
+    #[must_use]
+    pub fn pods(&self) -> PodsClient<Chan> {
+        PodsClient::new(self.chan()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+
+    /// Images of nodes.
+    #[must_use]
+    pub fn images(&self) -> ImagesClient<Chan> {
+        ImagesClient::new(self.chan())
+    }
+
+    /// Leases.
+    #[must_use]
+    pub fn nodes(&self) -> NodesClient<Chan> {
+        NodesClient::new(self.chan())
+    }
+
+    /// Members, tokens, certificates.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterClient<Chan> {
+        ClusterClient::new(self.chan())
+    }
+
+    /// Runs `attempt`, again on another member where that is harmless, for at most 10 s.
+    pub async fn call<T, F, Fut>(&self, attempt: F) -> Result<T, Status>
+    where
+        F: FnMut(Chan) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        self.call_within(DEFAULT_DEADLINE, attempt).await
+    }
+
+    /// Like [`Connection::call`] with a deadline of the caller's.
+    pub async fn call_within<T, F, Fut>(&self, limit: Duration, mut attempt: F) -> Result<T, Status>
+    where
+        F: FnMut(Chan) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let deadline = Instant::now() + limit;
+        let mut pause = RETRY_PAUSE_MIN;
+        let mut last: Option<Status> = None;
+        loop {
+            let generation = self.shared.lock().generation;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let status = match tokio::time::timeout(left, attempt(self.chan())).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(status)) if retryable(&status) => status,
+                Ok(Err(status)) => return Err(status),
+                Err(_) => return Err(self.gave_up(limit, last.as_ref())),
+            };
+            self.shared.move_on(generation);
+            if Instant::now() + pause >= deadline {
+                return Err(self.gave_up(limit, Some(&status)));
+            }
+            tracing::debug!(error = %status.message(), "trying the next member");
+            last = Some(status);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    fn gave_up(&self, limit: Duration, last: Option<&Status>) -> Status {
+        let why = last.map_or_else(|| "no answer".to_owned(), describe);
+        Status::new(
+            Code::Unavailable,
+            format!(
+                "no member of the control plane answered within {limit:?} (tried {}): {why}",
+                self.endpoints().join(", ")
+            ),
+        )
+    }
+}
+
+/// The innermost cause of a transport failure says more than "transport error".
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    text
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn channel(&self) -> Result<(u64, Channel), Status> {
+        let mut state = self.lock();
+        if let Some(channel) = &state.channel {
+            return Ok((state.generation, channel.clone()));
+        }
+        let endpoint = state.endpoints.get(state.current).cloned().ok_or_else(|| {
+            Status::failed_precondition("no endpoint of the control plane is known: name one in the context")
+        })?;
+        let channel = channel(&endpoint, &self.tls)?;
+        state.channel = Some(channel.clone());
+        Ok((state.generation, channel))
+    }
+
+    /// Leaves the endpoint that was in use at `generation`; does nothing if that happened already.
+    fn move_on(&self, generation: u64) {
+        let mut state = self.lock();
+        if state.generation == generation {
+            state.generation += 1;
+            state.channel = None;
+            state.current = (state.current + 1) % state.endpoints.len().max(1);
+        }
+    }
+}
+
+impl Service<http::Request<Body>> for Chan {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        if self.ready.is_none() {
+            self.ready = Some(self.shared.channel()?);
+        }
+        let Some((generation, channel)) = self.ready.as_mut() else { return Poll::Pending };
+        match channel.poll_ready(cx) {
+            Poll::Ready(Err(error)) => {
+                self.shared.move_on(*generation);
+                self.ready = None;
+                Poll::Ready(Err(unavailable(error)))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let taken = self.ready.take();
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let Some((generation, mut channel)) = taken else {
+                return Err(Status::internal("the transport was called before it was ready"));
+            };
+            channel.call(request).await.map_err(|error| {
+                shared.move_on(generation);
+                unavailable(error)
+            })
+        })
+    }
+}
+
+fn unavailable(error: tonic::transport::Error) -> Status {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        text = inner.to_string();
+        source = inner.source();
+    }
+    Status::unavailable(text)
+}
+
+/// A fresh request id: 128 random bits, hex.
+#[must_use]
+pub fn request_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}

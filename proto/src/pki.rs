@@ -1,0 +1,469 @@
+//! The cluster's public-key infrastructure: the CA, one signing profile a role, and the sealing
+//! of what must not lie about in clear (Secrets, the CA's key).
+//!
+//! Used by `trellis cluster init|join` and by the control plane. A certificate says exactly one
+//! thing: which role of which node (or the administrator) holds the key. Names and uses come
+//! from the [`Profile`], never from the request, so that a request cannot smuggle any in.
+//!
+//! The envelope of [`seal`] is `version (1) | key id (4) | nonce (24) | XChaCha20-Poly1305`; the
+//! key id finds the key after a rotation, and both are authenticated together with the caller's
+//! context, so that a sealed object cannot be passed off as another one.
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use chacha20poly1305::aead::{Aead, AeadCore, KeyInit, OsRng, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Ten years: the CA is replaced by making it anew, not by renewal.
+pub const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// One year for daemons and administrators; daemons renew at two thirds of it.
+pub const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// Certificates are valid from an hour ago, so that a machine whose clock is behind can join.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
+/// The server name that clients of the API verify, whatever the address.
+pub const CONTROL_PLANE_NAME: &str = "control-plane.trellis";
+
+const ENVELOPE_VERSION: u8 = 1;
+const KEY_ID_LEN: usize = 4;
+const NONCE_LEN: usize = 24;
+const HEADER_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
+/// Ties a sealed CA key to its purpose.
+const CA_KEY_CONTEXT: &[u8] = b"trellis ca key";
+
+/// What can go wrong with keys and certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A certificate, key or request could not be made or signed.
+    #[error("{what}: {source}")]
+    Crypto {
+        /// The thing that was being made or read.
+        what: String,
+        /// rcgen's reason.
+        source: rcgen::Error,
+    },
+    /// PEM or DER that is not what it should be.
+    #[error("{what} is malformed: {why}")]
+    Malformed {
+        /// The thing that was read.
+        what: String,
+        /// The reason.
+        why: String,
+    },
+    /// The request asks for another identity than the profile grants.
+    #[error("the certificate request is for CN={cn:?}, O={organization:?}, but {expected} may be signed here")]
+    Subject {
+        /// The common name asked for.
+        cn: String,
+        /// The organization asked for.
+        organization: String,
+        /// What would have been signed.
+        expected: String,
+    },
+    /// A sealed value was written by a newer program.
+    #[error("sealed data has format version {0}, this program reads version {ENVELOPE_VERSION}: upgrade it")]
+    Version(u8),
+    /// A sealed value was sealed with another key.
+    #[error("sealed with the key {found}, but the key here is {expected}")]
+    WrongKey {
+        /// The id in the envelope.
+        found: String,
+        /// The id of the key at hand.
+        expected: String,
+    },
+    /// The seal is broken: tampered with, truncated, or of another object.
+    #[error("the seal of {0} is broken")]
+    Broken(String),
+}
+
+fn crypto(what: impl Into<String>) -> impl FnOnce(rcgen::Error) -> PkiError {
+    let what = what.into();
+    move |source| PkiError::Crypto { what, source }
+}
+
+fn malformed(what: &str, why: impl ToString) -> PkiError {
+    PkiError::Malformed { what: what.into(), why: why.to_string() }
+}
+
+/// Whom a certificate is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Profile {
+    /// A person with all rights.
+    Admin,
+    /// A member of the control plane on this node.
+    Member(String),
+    /// The agent of this node.
+    Agent(String),
+    /// The network daemon of this node.
+    Netd(String),
+}
+
+impl Profile {
+    /// The subject's common name.
+    pub fn common_name(&self) -> &str {
+        match self {
+            Self::Admin => "admin",
+            Self::Member(node) | Self::Agent(node) | Self::Netd(node) => node,
+        }
+    }
+
+    /// The subject's organization: the role.
+    pub fn organization(&self) -> &'static str {
+        match self {
+            Self::Admin => "trellis:admins",
+            Self::Member(_) => "trellis:members",
+            Self::Agent(_) => "trellis:agents",
+            Self::Netd(_) => "trellis:netds",
+        }
+    }
+
+    /// The DNS names the holder may serve as.
+    pub fn server_names(&self) -> Vec<String> {
+        match self {
+            Self::Admin => vec![],
+            Self::Member(n) => vec![CONTROL_PLANE_NAME.into(), format!("{n}.member.trellis")],
+            Self::Agent(n) => vec!["agent.trellis".into(), format!("{n}.agent.trellis")],
+            Self::Netd(n) => vec![format!("{n}.netd.trellis")],
+        }
+    }
+
+    fn subject(&self) -> DistinguishedName {
+        let mut name = DistinguishedName::new();
+        name.push(DnType::OrganizationName, self.organization());
+        name.push(DnType::CommonName, self.common_name());
+        name
+    }
+
+    fn params(&self, lifetime: Duration) -> Result<CertificateParams, PkiError> {
+        let mut params = CertificateParams::default();
+        let now = SystemTime::now();
+        params.not_before = (now - CLOCK_SKEW).into();
+        params.not_after = (now + lifetime).into();
+        params.distinguished_name = self.subject();
+        params.subject_alt_names = self
+            .server_names()
+            .into_iter()
+            .map(|name| Ok(SanType::DnsName(name.try_into()?)))
+            .collect::<Result<_, _>>()
+            .map_err(crypto(format!("the server names of {:?}", self.common_name())))?;
+        params.is_ca = IsCa::NoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+}
+
+/// A private key and what belongs to it, as PEM.
+#[derive(Debug, Clone)]
+pub struct KeyAnd {
+    /// The private key (PKCS #8). Wiped when dropped.
+    pub key_pem: Zeroizing<String>,
+    /// The certificate, or the request for one.
+    pub pem: String,
+}
+
+/// Makes a key and a request to certify it; the key stays where it was made.
+///
+/// # Errors
+/// [`PkiError::Crypto`] when the system has no randomness or the name cannot be encoded.
+pub fn request(profile: &Profile) -> Result<KeyAnd, PkiError> {
+    let what = || format!("the certificate request of {}", profile.common_name());
+    let key = KeyPair::generate().map_err(crypto(what()))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = profile.subject();
+    let csr = params.serialize_request(&key).map_err(crypto(what()))?;
+    let pem = csr.pem().map_err(crypto(what()))?;
+    Ok(KeyAnd { key_pem: Zeroizing::new(key.serialize_pem()), pem })
+}
+
+/// The common name and organization that a request asks for; its signature is verified.
+///
+/// # Errors
+/// [`PkiError::Crypto`] when the request is malformed or not signed by its own key.
+pub fn request_subject(csr_pem: &str) -> Result<(String, String), PkiError> {
+    let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(crypto("the certificate request"))?;
+    Ok(subject_of(&csr.params.distinguished_name))
+}
+
+fn subject_of(name: &DistinguishedName) -> (String, String) {
+    let text = |kind: &DnType| match name.get(kind) {
+        Some(DnValue::Utf8String(s)) => s.clone(),
+        Some(DnValue::PrintableString(s)) => s.as_str().to_owned(),
+        _ => String::new(),
+    };
+    (text(&DnType::CommonName), text(&DnType::OrganizationName))
+}
+
+/// The cluster's certificate authority, with its private key.
+pub struct CertificateAuthority {
+    pem: String,
+    key_pem: Zeroizing<String>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for CertificateAuthority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificateAuthority").finish_non_exhaustive()
+    }
+}
+
+impl CertificateAuthority {
+    /// Makes a new CA for a cluster.
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`] when a key cannot be made.
+    pub fn create(cluster_name: &str) -> Result<Self, PkiError> {
+        let what = || format!("the CA of cluster {cluster_name}");
+        let key = KeyPair::generate().map_err(crypto(what()))?;
+        let mut params = CertificateParams::default();
+        let now = SystemTime::now();
+        params.not_before = (now - CLOCK_SKEW).into();
+        params.not_after = (now + CA_LIFETIME).into();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "trellis");
+        params.distinguished_name.push(DnType::CommonName, format!("{cluster_name} CA"));
+        // It signs daemons directly: no CA below it is wanted.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = params.self_signed(&key).map_err(crypto(what()))?.pem();
+        Self::from_pem(&pem, &key.serialize_pem())
+    }
+
+    /// Reads a CA back from its certificate and key.
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`] when either is malformed.
+    pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
+        let key = KeyPair::from_pem(key_pem).map_err(crypto("the CA's key"))?;
+        let issuer = Issuer::from_ca_cert_pem(certificate_pem, key).map_err(crypto("the CA's certificate"))?;
+        Ok(Self { pem: certificate_pem.to_owned(), key_pem: Zeroizing::new(key_pem.to_owned()), issuer })
+    }
+
+    /// Opens a CA whose key was sealed by [`CertificateAuthority::seal_key`].
+    ///
+    /// # Errors
+    /// Those of [`open`], and of [`CertificateAuthority::from_pem`].
+    pub fn open(certificate_pem: &str, sealed: &[u8], kek: &Key) -> Result<Self, PkiError> {
+        let mut key = open(kek, CA_KEY_CONTEXT, sealed)?;
+        let text = std::str::from_utf8(&key).map_err(|e| malformed("the CA's key", e))?;
+        let ca = Self::from_pem(certificate_pem, text);
+        key.zeroize();
+        ca
+    }
+
+    /// The CA's key, sealed for the store.
+    pub fn seal_key(&self, kek: &Key) -> Vec<u8> {
+        seal(kek, CA_KEY_CONTEXT, self.key_pem.as_bytes())
+    }
+
+    /// The CA's certificate.
+    pub fn certificate_pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Signs a request, if it asks for the identity that `profile` grants.
+    ///
+    /// # Errors
+    /// [`PkiError::Subject`] when it asks for another one; [`PkiError::Crypto`] when it is
+    /// malformed or not signed with its own key.
+    pub fn sign(&self, csr_pem: &str, profile: &Profile) -> Result<String, PkiError> {
+        let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(crypto("the certificate request"))?;
+        let (cn, organization) = subject_of(&csr.params.distinguished_name);
+        if cn != profile.common_name() || organization != profile.organization() {
+            let expected = format!("CN={:?}, O={:?}", profile.common_name(), profile.organization());
+            return Err(PkiError::Subject { cn, organization, expected });
+        }
+        let what = format!("the certificate of {cn}");
+        let signed =
+            profile.params(CERTIFICATE_LIFETIME)?.signed_by(&csr.public_key, &self.issuer).map_err(crypto(what))?;
+        Ok(signed.pem())
+    }
+
+    /// Makes a key and its certificate in one go, for use on this machine.
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`].
+    pub fn issue(&self, profile: &Profile) -> Result<KeyAnd, PkiError> {
+        self.issue_for(profile, CERTIFICATE_LIFETIME)
+    }
+
+    /// Like [`CertificateAuthority::issue`], with another lifetime (0: already expired, for tests).
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`].
+    pub fn issue_for(&self, profile: &Profile, lifetime: Duration) -> Result<KeyAnd, PkiError> {
+        let what = || format!("the certificate of {}", profile.common_name());
+        let key = KeyPair::generate().map_err(crypto(what()))?;
+        let signed = profile.params(lifetime)?.signed_by(&key, &self.issuer).map_err(crypto(what()))?;
+        Ok(KeyAnd { key_pem: Zeroizing::new(key.serialize_pem()), pem: signed.pem() })
+    }
+}
+
+/// SHA-256 of a certificate's DER, lower-case hex: what a join token pins.
+///
+/// # Errors
+/// [`PkiError::Malformed`].
+pub fn fingerprint(certificate_pem: &str) -> Result<String, PkiError> {
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(|e| malformed("the certificate", e))?;
+    Ok(hex(&Sha256::digest(&pem.contents)))
+}
+
+/// From when until when a certificate is valid.
+///
+/// # Errors
+/// [`PkiError::Malformed`].
+pub fn validity(certificate_pem: &str) -> Result<(SystemTime, SystemTime), PkiError> {
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(|e| malformed("the certificate", e))?;
+    let cert = pem.parse_x509().map_err(|e| malformed("the certificate", e))?;
+    let at = |t: x509_parser::time::ASN1Time| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(t.timestamp()).unwrap_or(0))
+    };
+    Ok((at(cert.validity().not_before), at(cert.validity().not_after)))
+}
+
+/// When the holder should renew: at two thirds of the lifetime.
+///
+/// # Errors
+/// [`PkiError::Malformed`].
+pub fn renew_at(certificate_pem: &str) -> Result<SystemTime, PkiError> {
+    let (from, until) = validity(certificate_pem)?;
+    Ok(from + until.duration_since(from).unwrap_or_default() * 2 / 3)
+}
+
+/// A symmetric key of 32 bytes: the key-encryption key, or gossip's. Wiped when dropped.
+#[derive(Clone)]
+pub struct Key(Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key({})", hex(&self.id()))
+    }
+}
+
+impl Key {
+    /// A fresh key from the system's randomness.
+    pub fn generate() -> Self {
+        Self(Zeroizing::new(XChaCha20Poly1305::generate_key(&mut OsRng).into()))
+    }
+
+    /// Takes 32 raw bytes.
+    ///
+    /// # Errors
+    /// [`PkiError::Malformed`] when there are not 32.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, PkiError> {
+        let key = bytes.try_into().map_err(|_| malformed("a key", format!("it has {} bytes, not 32", bytes.len())))?;
+        Ok(Self(Zeroizing::new(key)))
+    }
+
+    /// Reads the text of a key file: 64 hex digits, white space around them ignored.
+    ///
+    /// # Errors
+    /// [`PkiError::Malformed`].
+    pub fn from_hex(text: &str) -> Result<Self, PkiError> {
+        let text = text.trim();
+        let digit = |at: usize| text.get(at..at + 2).and_then(|d| u8::from_str_radix(d, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digit).collect();
+        let mut bytes = bytes.ok_or_else(|| malformed("a key", "it is not hexadecimal"))?;
+        let key = Self::from_bytes(&bytes);
+        bytes.zeroize();
+        key
+    }
+
+    /// The text for a key file.
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(hex(self.0.as_slice()))
+    }
+
+    /// The raw bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Names the key without telling anything about it.
+    fn id(&self) -> [u8; KEY_ID_LEN] {
+        let digest = Sha256::new().chain_update(b"trellis key id").chain_update(*self.0).finalize();
+        let mut id = [0; KEY_ID_LEN];
+        id.copy_from_slice(&digest[..KEY_ID_LEN]);
+        id
+    }
+}
+
+fn authenticated(header: &[u8], context: &[u8]) -> Vec<u8> {
+    [header, context].concat()
+}
+
+/// Encrypts and authenticates `plain`; `context` (an object's key, a purpose) must be given
+/// again to open it.
+pub fn seal(key: &Key, context: &[u8], plain: &[u8]) -> Vec<u8> {
+    let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
+    let mut out = Vec::with_capacity(HEADER_LEN + plain.len() + 16);
+    out.push(ENVELOPE_VERSION);
+    out.extend_from_slice(&key.id());
+    let aad = authenticated(&out, context);
+    out.extend_from_slice(&nonce);
+    let cipher = XChaCha20Poly1305::new(key.as_bytes().into());
+    // Fails only for plaintexts beyond 256 GiB, which do not fit in memory here; an object is
+    // at most 1.5 MB.
+    if let Ok(body) = cipher.encrypt(&nonce, Payload { msg: plain, aad: &aad }) {
+        out.extend_from_slice(&body);
+    }
+    out
+}
+
+/// Opens what [`seal`] made with the same key and context.
+///
+/// # Errors
+/// [`PkiError::Version`], [`PkiError::WrongKey`], [`PkiError::Broken`].
+pub fn open(key: &Key, context: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    let what = || String::from_utf8_lossy(context).into_owned();
+    match sealed.first() {
+        Some(&ENVELOPE_VERSION) if sealed.len() >= HEADER_LEN => {}
+        Some(&ENVELOPE_VERSION) | None => return Err(PkiError::Broken(what())),
+        Some(&version) => return Err(PkiError::Version(version)),
+    }
+    let (header, rest) = sealed.split_at(1 + KEY_ID_LEN);
+    if header[1..] != key.id() {
+        let (found, expected) = (hex(&header[1..]), hex(&key.id()));
+        return Err(PkiError::WrongKey { found, expected });
+    }
+    let (nonce, body) = rest.split_at(NONCE_LEN);
+    let aad = authenticated(header, context);
+    XChaCha20Poly1305::new(key.as_bytes().into())
+        .decrypt(XNonce::from_slice(nonce), Payload { msg: body, aad: &aad })
+        .map(Zeroizing::new)
+        .map_err(|_| PkiError::Broken(what()))
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
+}
+
+/// Standard base64, as the bootstrap file carries sealed bytes.
+pub fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// Reads [`base64`] text.
+///
+/// # Errors
+/// [`PkiError::Malformed`].
+pub fn from_base64(text: &str) -> Result<Vec<u8>, PkiError> {
+    base64::engine::general_purpose::STANDARD.decode(text.trim()).map_err(|e| malformed("base64 text", e))
+}
+
+#[cfg(test)]
+#[path = "pki_tests.rs"]
+mod tests;
