@@ -1,0 +1,70 @@
+//! The memory of applied request ids: a retried command is answered, not applied again.
+//!
+//! Bounded by count and by logged time, both constants: forgetting decides outcomes, so every
+//! member must forget at the same entry.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// Most remembered requests: ten seconds of the fastest churn aimed at (5,000 a second) and
+/// then some; about 150 bytes each.
+pub const MAX_REMEMBERED_REQUESTS: usize = 65_536;
+/// How long one is remembered, in logged time: longer than any client's deadline.
+pub const REQUEST_MEMORY_MILLIS: u64 = 120_000;
+
+/// 128 bits of SHA-256: ids are the client's to choose, so the map must not grow with them.
+pub(super) type RequestKey = u128;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Remembered {
+    pub(super) key: RequestKey,
+    pub(super) at_millis: u64,
+    pub(super) revisions: Arc<[u64]>,
+}
+
+/// Applied requests, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    order: VecDeque<Remembered>,
+    by_key: BTreeMap<RequestKey, Arc<[u64]>>,
+}
+
+impl Requests {
+    pub(super) fn key(id: &str) -> RequestKey {
+        let digest = Sha256::digest(id.as_bytes());
+        let mut first = [0; 16];
+        first.copy_from_slice(&digest[..16]);
+        u128::from_be_bytes(first)
+    }
+
+    pub(super) fn get(&self, key: RequestKey) -> Option<&Arc<[u64]>> {
+        self.by_key.get(&key)
+    }
+
+    pub(super) fn remember(&mut self, entry: Remembered) {
+        self.by_key.insert(entry.key, entry.revisions.clone());
+        self.order.push_back(entry);
+    }
+
+    /// Forgets what is too old at `now_millis` or too much.
+    pub(super) fn forget(&mut self, now_millis: u64) {
+        let oldest = now_millis.saturating_sub(REQUEST_MEMORY_MILLIS);
+        while self.order.len() > MAX_REMEMBERED_REQUESTS
+            || self.order.front().is_some_and(|r| r.at_millis < oldest)
+        {
+            if let Some(gone) = self.order.pop_front() {
+                self.by_key.remove(&gone.key);
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Remembered> {
+        self.order.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+}
