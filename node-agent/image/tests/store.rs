@@ -1,0 +1,179 @@
+//! Archives of both formats go in, the same images come out, and a crash leaves nothing behind.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{collections::BTreeSet, fs, io::Write, path::Path};
+
+use sha2::{Digest, Sha256};
+use trellis_image::{Auth, ImageError, ImageStore, Options, PullPolicy};
+
+fn sha(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, *content).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn config(diff_ids: &[String]) -> Vec<u8> {
+    let ids: Vec<String> = diff_ids.iter().map(|d| format!("\"sha256:{d}\"")).collect();
+    format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/hello"]}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        ids.join(",")
+    )
+    .into_bytes()
+}
+
+fn oci(name: &str, layers: &[Vec<u8>], corrupt: bool) -> Vec<u8> {
+    let diff_ids: Vec<String> = layers.iter().map(|l| sha(l)).collect();
+    let config = config(&diff_ids);
+    let mut blobs = vec![(format!("blobs/sha256/{}", sha(&config)), config.clone())];
+    let mut descriptors = Vec::new();
+    for layer in layers {
+        let mut packed = gzip(layer);
+        let digest = sha(&packed);
+        descriptors.push(format!(
+            r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"sha256:{digest}","size":{}}}"#,
+            packed.len()
+        ));
+        if corrupt {
+            packed = gzip(&tar(&[("evil", b"evil")]));
+        }
+        blobs.push((format!("blobs/sha256/{digest}"), packed));
+    }
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:{}","size":{}}},"layers":[{}]}}"#,
+        sha(&config),
+        config.len(),
+        descriptors.join(",")
+    )
+    .into_bytes();
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}","size":{},"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}]}}"#,
+        sha(&manifest),
+        manifest.len()
+    )
+    .into_bytes();
+    blobs.push((format!("blobs/sha256/{}", sha(&manifest)), manifest));
+    blobs.push(("index.json".to_owned(), index));
+    blobs.push(("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
+    let files: Vec<(&str, &[u8])> = blobs.iter().map(|(p, b)| (p.as_str(), b.as_slice())).collect();
+    tar(&files)
+}
+
+fn docker(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    let diff_ids: Vec<String> = layers.iter().map(|l| sha(l)).collect();
+    let config = config(&diff_ids);
+    let paths: Vec<String> = (0..layers.len()).map(|i| format!("{i}/layer.tar")).collect();
+    let manifest =
+        serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": paths}]).to_string().into_bytes();
+    let mut files: Vec<(&str, &[u8])> = vec![("config.json", &config), ("manifest.json", &manifest)];
+    files.extend(paths.iter().zip(layers).map(|(p, l)| (p.as_str(), l.as_slice())));
+    tar(&files)
+}
+
+fn layers() -> Vec<Vec<u8>> {
+    vec![tar(&[("hello", b"hello")]), tar(&[("etc/motd", b"welcome")])]
+}
+
+fn write(dir: &Path, bytes: &[u8]) -> std::path::PathBuf {
+    let path = dir.join("archive.tar");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn entries(path: &Path) -> usize {
+    fs::read_dir(path).unwrap().count()
+}
+
+#[test]
+fn both_formats_give_the_same_image_and_share_its_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    let a = store.import(&write(dir.path(), &oci("web:1", &layers(), false))).unwrap();
+    let b = store.import(&write(dir.path(), &gzip(&docker("other:2", &layers())))).unwrap();
+    assert_eq!((a.len(), b.len()), (1, 1));
+    assert_eq!(a[0].id, b[0].id);
+    assert_eq!(entries(&dir.path().join("s/layers")), 2);
+    assert_eq!(entries(&dir.path().join("s/ingest")), 0);
+    let image = store.get("web:1").unwrap().unwrap();
+    assert_eq!(image.names, ["docker.io/library/other:2", "docker.io/library/web:1"]);
+    assert_eq!(fs::read_to_string(image.layers[0].join("hello")).unwrap(), "hello");
+    assert_eq!(fs::read_to_string(image.layers[1].join("etc/motd")).unwrap(), "welcome");
+    assert_eq!(image.config.config().as_ref().unwrap().cmd().as_ref().unwrap(), &["/hello".to_owned()]);
+}
+
+#[test]
+fn the_store_survives_a_restart_and_sweeps_what_a_crash_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("s");
+    let store = ImageStore::open(&at, Options::default()).unwrap();
+    store.import(&write(dir.path(), &oci("web:1", &layers(), false))).unwrap();
+    drop(store);
+    fs::create_dir(at.join("ingest/half")).unwrap();
+    fs::create_dir(at.join("layers").join("0".repeat(64))).unwrap();
+    fs::write(at.join("images/x.tmp"), "half").unwrap();
+    let store = ImageStore::open(&at, Options::default()).unwrap();
+    assert_eq!(entries(&at.join("ingest")), 0);
+    assert_eq!(entries(&at.join("layers")), 2);
+    assert_eq!(entries(&at.join("images")), 1);
+    assert!(store.get("docker.io/library/web:1").unwrap().is_some());
+    store.retain(&BTreeSet::new()).unwrap();
+    assert!(store.get("web:1").unwrap().is_none());
+    assert_eq!((entries(&at.join("images")), entries(&at.join("layers")), entries(&at.join("ingest"))), (0, 0, 0));
+}
+
+#[test]
+fn a_layer_that_is_not_what_its_digest_says_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    let e = store.import(&write(dir.path(), &oci("web:1", &layers(), true))).unwrap_err();
+    assert!(matches!(e, ImageError::Digest { .. }), "{e}");
+    for sub in ["images", "layers", "ingest"] {
+        assert_eq!(entries(&dir.path().join("s").join(sub)), 0, "{sub}");
+    }
+}
+
+#[test]
+fn what_is_no_image_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    for bytes in [b"hello".to_vec(), tar(&[("a", b"b")]), gzip(b"x")] {
+        let e = store.import(&write(dir.path(), &bytes)).unwrap_err();
+        assert!(e.to_string().contains("archive.tar"), "{e}");
+    }
+}
+
+#[test]
+fn a_name_moves_to_the_newer_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    store.import(&write(dir.path(), &oci("web:1", &layers(), false))).unwrap();
+    let newer = vec![tar(&[("hello", b"newer")])];
+    let second = store.import(&write(dir.path(), &oci("web:1", &newer, false))).unwrap();
+    assert_eq!(store.get("web:1").unwrap().unwrap().id, second[0].id);
+    assert_eq!(store.list().unwrap().iter().filter(|i| i.names.is_empty()).count(), 1);
+}
+
+#[tokio::test]
+async fn pull_policy_never_uses_only_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    let e = store.ensure("web:1", PullPolicy::Never, &Auth::Anonymous, |_| {}).await.unwrap_err();
+    assert!(matches!(e, ImageError::NotPresent { .. }), "{e}");
+    store.import(&write(dir.path(), &oci("web:1", &layers(), false))).unwrap();
+    store.ensure("web:1", PullPolicy::Never, &Auth::Anonymous, |_| {}).await.unwrap();
+    store.ensure("web:1", PullPolicy::IfNotPresent, &Auth::Anonymous, |_| {}).await.unwrap();
+}
