@@ -2,5 +2,7 @@
 //! leader, scheduler and controllers.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod auth;
 pub mod raft;
 pub mod store;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::history::HistoryLimits;
+use super::requests::Requests;
 use super::page::{self, ListQuery, Page, RevisionError};
 use super::state::State;
 use super::watch::Bells;
@@ -202,6 +203,12 @@ impl Store {
     /// Changes after `from_revision` that match the filter.
     pub fn watch(&self, filter: WatchFilter, from_revision: u64) -> Result<Watcher, Compacted> {
         Watcher::start(self.clone(), filter, from_revision)
+    }
+
+    /// The revisions that a request id was answered with, while it is remembered here.
+    pub fn remembered(&self, request_id: &str) -> Option<Arc<[u64]>> {
+        let key = Requests::key(request_id);
+        self.read(|s| s.requests.get(key).cloned())
     }
 
     /// An entry of the system keyspace.

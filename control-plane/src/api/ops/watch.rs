@@ -1,0 +1,219 @@
+//! Watch: every change after a revision, once, in order. A stream is pulled: nothing is queued
+//! for a slow client but one batch of pointers, and one that falls behind the store's bounded
+//! history is told so.
+//!
+//! A change is told as seen through the selectors: an object that begins to match is ADDED, one
+//! that ceases to is DELETED.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::encode::Selectors;
+use super::{Answer, ApiError, Ops, Target, projection};
+use crate::auth::{Caller, Rule, Verb};
+use crate::store::{Event, Key, Versioned, WatchFilter, Watcher};
+
+/// A quiet stream says at least this often how far it is.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
+/// Sooner where changes were left out because the client may not, or need not, see them: it
+/// waits to say that it has acted on everything up to there.
+const BOOKMARK_AFTER_HIDDEN: Duration = Duration::from_millis(500);
+
+/// What a Watch asks for besides its target.
+#[derive(Debug, Clone, Default)]
+pub struct WatchArgs {
+    /// Kubernetes' label selector syntax.
+    pub label_selector: String,
+    /// Kubernetes' field selector syntax.
+    pub field_selector: String,
+    /// 0: everything there is first.
+    pub from_revision: u64,
+    /// Pods: the network projection only.
+    pub network: bool,
+}
+
+/// What happened to an object, as seen through the selectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchKind {
+    /// It is there, or begins to match.
+    Added,
+    /// It changed.
+    Modified,
+    /// It went, or ceases to match.
+    Deleted,
+}
+
+/// One message of a watch.
+#[derive(Debug, Clone)]
+pub enum WatchItem {
+    /// A change; the answer's revision is the change's.
+    Change(WatchKind, Answer),
+    /// Everything up to this revision was told.
+    Bookmark(u64),
+}
+
+enum Pending {
+    Existing(Arc<Versioned>),
+    Change(Event),
+    Bookmark(u64),
+}
+
+/// A running watch.
+pub struct WatchStream {
+    ops: Ops,
+    caller: Caller,
+    target: Target,
+    rule: Rule,
+    selectors: Selectors,
+    network: bool,
+    watcher: Watcher,
+    pending: VecDeque<Pending>,
+    /// What the client was last told it is at.
+    told: u64,
+}
+
+impl Ops {
+    /// Starts a watch.
+    ///
+    /// # Errors
+    /// [`ApiError::Expired`] when the revision is compacted, [`ApiError::Forbidden`],
+    /// [`ApiError::BadRequest`], [`ApiError::Unavailable`].
+    pub async fn watch(&self, caller: &Caller, target: &Target, args: &WatchArgs) -> Result<WatchStream, ApiError> {
+        let texts = (&*args.label_selector, &*args.field_selector, args.network);
+        if args.from_revision == 0 {
+            self.backend().read_barrier().await?;
+        }
+        let (rule, selectors, network) = self.selection(caller, Verb::Watch, target, texts)?;
+        let filter = filter(target, &selectors);
+        let (pending, watcher) = if args.from_revision == 0 {
+            self.begin(target, &selectors, filter)?
+        } else {
+            (VecDeque::new(), self.store().watch(filter, args.from_revision)?)
+        };
+        Ok(WatchStream {
+            ops: self.clone(),
+            caller: caller.clone(),
+            target: target.clone(),
+            rule,
+            selectors,
+            network,
+            told: watcher.cursor(),
+            watcher,
+            pending,
+        })
+    }
+
+    /// Everything there is, then a bookmark, and a watcher from there.
+    fn begin(
+        &self,
+        target: &Target,
+        selectors: &Selectors,
+        filter: WatchFilter,
+    ) -> Result<(VecDeque<Pending>, Watcher), ApiError> {
+        let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
+        let page = self
+            .store()
+            .list(target.kind.name(), namespace, None, 0, None)
+            .map_err(|e| ApiError::Expired(e.to_string()))?;
+        let watcher = self.store().watch(filter.clone(), page.revision)?;
+        let mut pending: VecDeque<_> = page
+            .items
+            .into_iter()
+            .filter(|o| filter.matches(o) && selectors.matches(target.kind, o, self.sealer()))
+            .map(Pending::Existing)
+            .collect();
+        pending.push_back(Pending::Bookmark(page.revision));
+        Ok((pending, watcher))
+    }
+}
+
+/// What the store itself can leave out.
+fn filter(target: &Target, selectors: &Selectors) -> WatchFilter {
+    let mut filter = WatchFilter::kind(target.kind.name());
+    if !target.namespace.is_empty() {
+        filter.namespace = Some(target.namespace.clone());
+    }
+    let pinned = selectors.required("metadata.name").map(str::to_owned);
+    filter.name = if target.name.is_empty() { pinned } else { Some(target.name.clone()) };
+    filter.field = crate::store::INDEXED_FIELDS
+        .iter()
+        .find_map(|f| selectors.required(f).map(|v| ((*f).to_owned(), v.to_owned())));
+    filter
+}
+
+impl WatchStream {
+    /// The next message. After an error the watch is over. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`ApiError::Expired`] when the client has fallen behind the history,
+    /// [`ApiError::Forbidden`] when it may no longer see what it watches.
+    pub async fn next(&mut self) -> Result<WatchItem, ApiError> {
+        loop {
+            while let Some(pending) = self.pending.pop_front() {
+                if let Some(item) = self.item(pending)? {
+                    return Ok(item);
+                }
+            }
+            let behind = self.watcher.cursor() > self.told;
+            let patience = if behind { BOOKMARK_AFTER_HIDDEN } else { BOOKMARK_EVERY };
+            let batch = match tokio::time::timeout(patience, self.watcher.next()).await {
+                Ok(batch) => batch?,
+                Err(_) => self.watcher.poll()?,
+            };
+            if batch.events.is_empty() {
+                self.told = batch.revision;
+                return Ok(WatchItem::Bookmark(batch.revision));
+            }
+            self.pending.extend(batch.events.into_iter().map(Pending::Change));
+        }
+    }
+
+    fn item(&mut self, pending: Pending) -> Result<Option<WatchItem>, ApiError> {
+        let event = match pending {
+            Pending::Existing(object) => {
+                return self.change(WatchKind::Added, &object, object.revision).map(Some);
+            }
+            Pending::Bookmark(revision) => {
+                self.told = revision;
+                return Ok(Some(WatchItem::Bookmark(revision)));
+            }
+            Pending::Change(event) => event,
+        };
+        let seen = |v: &Option<Arc<Versioned>>| v.clone().filter(|v| self.matches(v));
+        let (old, new) = (seen(&event.old), seen(&event.new));
+        match (old, new) {
+            (None, None) => Ok(None),
+            (None, Some(new)) => self.change(WatchKind::Added, &new, event.revision).map(Some),
+            (Some(old), None) => {
+                // The last state that the client may know of, at the revision of its going.
+                self.change(WatchKind::Deleted, &old, event.revision).map(Some)
+            }
+            (Some(old), Some(new)) => {
+                // A netd need not hear of what it cannot see.
+                if self.network && projection::network(&old, 0)? == projection::network(&new, 0)? {
+                    return Ok(None);
+                }
+                self.change(WatchKind::Modified, &new, event.revision).map(Some)
+            }
+        }
+    }
+
+    fn matches(&self, object: &Versioned) -> bool {
+        self.in_target(&object.key) && self.selectors.matches(self.target.kind, object, self.ops.sealer())
+    }
+
+    fn in_target(&self, key: &Key) -> bool {
+        let Target { namespace, name, .. } = &self.target;
+        (namespace.is_empty() || key.namespace == *namespace) && (name.is_empty() || key.name == *name)
+    }
+
+    fn change(&mut self, kind: WatchKind, object: &Versioned, revision: u64) -> Result<WatchItem, ApiError> {
+        if matches!(self.rule, Rule::ReferencedOn(_)) {
+            // The Pod that referred to it may be gone by now.
+            self.ops.rule(&self.caller, Verb::Watch, &self.target)?;
+        }
+        let answer = self.ops.shown(object, revision, self.network)?;
+        Ok(WatchItem::Change(kind, answer))
+    }
+}
