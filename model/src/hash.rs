@@ -81,5 +81,5 @@ mod tests {
         assert!(pod_template_hash(&a, None).bytes().all(|b| SAFE_ALPHABET.contains(&b)));
     }
 
-    const PINNED: &str = "";
+    const PINNED: &str = "655c8594cb";
 }

@@ -1,0 +1,58 @@
+//! Rules for Nodes.
+
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Node;
+
+use super::{complain, one_of};
+use crate::field::{FieldError, Path};
+use crate::names;
+
+/// What a taint may do.
+pub(super) const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "PreferNoSchedule"];
+
+pub(super) fn node(o: &Node, out: &mut Vec<FieldError>) {
+    let Some(s) = &o.spec else { return };
+    let path = Path::new("spec");
+    let mut seen = BTreeSet::new();
+    for (i, t) in s.taints.iter().flatten().enumerate() {
+        let p = path.child("taints").index(i);
+        if t.key.is_empty() {
+            out.push(FieldError::required(&p.child("key"), ""));
+        } else {
+            complain(out, &p.child("key"), &t.key, names::check_qualified_name(&t.key));
+        }
+        if let Some(v) = t.value.as_deref() {
+            complain(out, &p.child("value"), v, names::check_label_value(v));
+        }
+        if t.effect.is_empty() {
+            out.push(FieldError::required(&p.child("effect"), ""));
+        } else {
+            one_of(out, &p.child("effect"), Some(&t.effect), EFFECTS);
+        }
+        if !seen.insert((&t.key, &t.effect)) {
+            out.push(FieldError::duplicate(&p, format!("{}:{}", t.key, t.effect)));
+        }
+    }
+    for (i, c) in s.pod_cidrs.iter().flatten().enumerate() {
+        if !c.contains('/') || c.parse::<IpNetwork>().is_err() {
+            out.push(FieldError::invalid(
+                &path.child("podCIDRs").index(i),
+                c.as_str(),
+                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            ));
+        }
+    }
+}
+
+pub(super) fn update(a: &Node, b: &Node, out: &mut Vec<FieldError>) {
+    let cidrs = |n: &Node| n.spec.as_ref().and_then(|s| s.pod_cidrs.clone()).unwrap_or_default();
+    let (old, new) = (cidrs(a), cidrs(b));
+    if !old.is_empty() && old != new {
+        out.push(FieldError::forbidden(
+            &Path::new("spec").child("podCIDRs"),
+            "node updates may not change podCIDR except from \"\" to valid",
+        ));
+    }
+}
