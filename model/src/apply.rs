@@ -93,6 +93,9 @@ pub fn three_way(kind: Kind, last: Option<&Value>, live: &Value, new: &Value) ->
     Merge { kind }.value(&mut Vec::new(), last.as_ref(), Some(live), &new)
 }
 
+/// Tells an element of a list by its key.
+type Identify = Box<dyn Fn(&Value) -> Option<String>>;
+
 /// How a list merges.
 enum ListRule {
     Replace,
@@ -148,7 +151,7 @@ impl Merge {
     }
 
     fn list<'n>(&self, path: &mut Vec<&'n str>, last: &[Value], live: &[Value], new: &'n [Value]) -> Vec<Value> {
-        let id: Box<dyn Fn(&Value) -> Option<String>> = match self.rule(path) {
+        let id: Identify = match self.rule(path) {
             ListRule::Replace => return new.iter().map(without_nulls).collect(),
             ListRule::Set => Box::new(|v| Some(v.to_string())),
             ListRule::Keyed(key) => Box::new(move |v| identity(v, key)),

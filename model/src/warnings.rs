@@ -152,7 +152,8 @@ fn asks_nothing(path: &str, value: &Value) -> bool {
         _ => false,
     };
     let name = path.rsplit('.').next().unwrap_or(path);
-    empty || DEFAULTS.iter().any(|(n, v)| *n == name && *v == value.to_string())
+    let text = || value.to_string();
+    empty || DEFAULTS.iter().any(|(n, v)| *n == name && text() == *v)
 }
 
 static POD_TREE: LazyLock<Tree> = LazyLock::new(|| Tree::of(POD_SPEC));

@@ -96,10 +96,9 @@ fn container(c: &mut Container, host_network: bool) {
     for e in c.env.iter_mut().flatten() {
         env(e);
     }
-    for p in [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe] {
-        if let Some(p) = p {
-            probe(p);
-        }
+    let probes = [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe];
+    for p in probes.into_iter().flatten() {
+        probe(p);
     }
     if let Some(l) = &mut c.lifecycle {
         for h in [&mut l.post_start, &mut l.pre_stop].into_iter().flatten() {

@@ -268,7 +268,7 @@ impl Policy {
         let has = |t: &str| types.iter().any(|x| x == t);
         let ingress = spec.ingress.unwrap_or_default();
         let egress = spec.egress.unwrap_or_default();
-        let rules = |list: Vec<(Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>)>| {
+        let rules = |list: Vec<RawRule>| {
             list.into_iter().map(|(peers, ports)| rule(&id, peers, ports)).collect::<Result<_, _>>()
         };
         Ok(Policy {
@@ -292,6 +292,7 @@ impl Policy {
     }
 }
 
+type RawRule = (Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>);
 type K8sSelector = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 fn selector(id: &str, s: Option<&K8sSelector>) -> Result<LabelSelector, PolicyError> {
