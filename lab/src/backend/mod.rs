@@ -1,0 +1,102 @@
+//! What makes machines of a topology. The namespaces of this machine are one backend; virtual
+//! machines are to be another, of the same topology.
+
+mod namespaces;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+pub use namespaces::Namespaces;
+
+use crate::{
+    Result,
+    http::Response,
+    node::control::{DaemonSpec, DaemonState},
+    topology::Topology,
+};
+
+/// What a command on a node printed and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Its exit code, 128 + signal when killed.
+    pub code: i32,
+    /// Its stdout.
+    pub stdout: String,
+    /// Its stderr.
+    pub stderr: String,
+}
+
+/// A node's power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// No power, or never started.
+    Off,
+    /// It runs.
+    On,
+    /// It stands still, with everything in it.
+    Paused,
+}
+
+/// Machines, their power, and the wires between them. Every method may be called by a later
+/// process than the one that made the machines.
+pub trait Backend: Send + Sync {
+    /// What the machines are made of.
+    fn topology(&self) -> &Topology;
+
+    /// Prepares for machines: folders, the network between. No node runs yet.
+    fn create(&self) -> Result<()>;
+
+    /// Removes everything, whatever state it is in. A no-op when nothing is there.
+    fn destroy(&self) -> Result<()>;
+
+    /// Power on: answers when the node takes commands. A no-op when it runs.
+    fn start(&self, node: &str) -> Result<()>;
+
+    /// Power cut: no packet and no process of it after this. A no-op when it is off.
+    fn kill(&self, node: &str) -> Result<()>;
+
+    /// It stands still until [`Backend::resume`].
+    fn pause(&self, node: &str) -> Result<()>;
+
+    /// It goes on.
+    fn resume(&self, node: &str) -> Result<()>;
+
+    /// Power cut, and its disk is empty afterwards.
+    fn wipe(&self, node: &str) -> Result<()>;
+
+    /// Nodes of different groups do not reach each other; nodes in no group form another one.
+    fn partition(&self, groups: &[Vec<String>]) -> Result<()>;
+
+    /// Everybody reaches everybody.
+    fn heal(&self) -> Result<()>;
+
+    /// How it is.
+    fn power(&self, node: &str) -> Result<Power>;
+
+    /// Runs a command on a node to its end, with no input.
+    fn run(&self, node: &str, argv: &[&str], env: &BTreeMap<String, String>) -> Result<Output>;
+
+    /// Keeps a daemon running on a node.
+    fn start_daemon(&self, node: &str, daemon: DaemonSpec) -> Result<()>;
+
+    /// Ends a daemon of a node for good; answers when it is gone.
+    fn stop_daemon(&self, node: &str, daemon: &str) -> Result<()>;
+
+    /// Sends a signal to a daemon; it is started again when it ends of it.
+    fn signal_daemon(&self, node: &str, daemon: &str, signal: i32) -> Result<()>;
+
+    /// The daemons of a node.
+    fn daemons(&self, node: &str) -> Result<Vec<DaemonState>>;
+
+    /// The endpoint (`unix://…` or `https://…`) under which this machine reaches the API member
+    /// on that node.
+    fn api_endpoint(&self, node: &str) -> String;
+
+    /// Asks a web server over HTTP, as the node itself would.
+    fn http_get(&self, node: &str, address: SocketAddr, path: &str, limit: Duration) -> Result<Response>;
+
+    /// Where this machine sees a daemon's log.
+    fn log(&self, node: &str, daemon: &str) -> PathBuf;
+}

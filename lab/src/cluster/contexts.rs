@@ -1,0 +1,57 @@
+//! The lab's context in the command line's configuration.
+
+use std::path::{Path, PathBuf};
+
+use trellis_proto::client::{ClusterContext, Contexts};
+
+use crate::{Error, Result};
+
+/// The name of a lab's context.
+#[must_use]
+pub fn name_of(lab: &str) -> String {
+    format!("lab-{lab}")
+}
+
+fn bad(path: &Path) -> impl FnOnce(trellis_proto::client::ContextError) -> Error {
+    let what = path.display().to_string();
+    move |e| Error::Format { what, why: e.to_string() }
+}
+
+/// Reads the only (or the current) context of a file.
+pub fn read(path: &Path) -> Result<ClusterContext> {
+    let contexts = Contexts::load(path).map_err(bad(path))?;
+    let only = contexts.contexts.values().next().filter(|_| contexts.contexts.len() == 1).cloned();
+    match only {
+        Some(context) => Ok(context),
+        None => contexts.pick(None, path).map(|(_, c)| c.clone()).map_err(bad(path)),
+    }
+}
+
+/// Puts the lab's context into a file and makes it the current one.
+pub fn add(path: &Path, lab: &str, context: ClusterContext) -> Result<()> {
+    let mut contexts = Contexts::load(path).map_err(bad(path))?;
+    contexts.current = name_of(lab);
+    contexts.contexts.insert(name_of(lab), context);
+    contexts.store(path).map_err(bad(path))
+}
+
+/// Takes the lab's context out of a file again. When it was the current one and another lab's
+/// context is left, that one becomes current.
+pub fn remove(path: &Path, lab: &str) -> Result<()> {
+    let mut contexts = Contexts::load(path).map_err(bad(path))?;
+    let name = name_of(lab);
+    if contexts.contexts.remove(&name).is_none() {
+        return Ok(());
+    }
+    if contexts.current == name {
+        let other = contexts.contexts.keys().find(|k| k.starts_with("lab-"));
+        contexts.current = other.cloned().unwrap_or_default();
+    }
+    contexts.store(path).map_err(bad(path))
+}
+
+/// The file that `trellis` reads when nobody says otherwise.
+#[must_use]
+pub fn users_file() -> PathBuf {
+    Contexts::default_path()
+}

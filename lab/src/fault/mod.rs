@@ -1,0 +1,3 @@
+//! What can be broken between the nodes.
+
+pub mod underlay;

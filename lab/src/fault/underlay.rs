@@ -1,0 +1,229 @@
+//! The underlay: the network that the nodes' machines are plugged into.
+//!
+//! One network namespace holds a bridge and a port for each node; the port's other end is the
+//! node's `eth0`. The namespace has no address and no way out, so nothing in it can reach the
+//! machine's own network. It is held by one idle process; everything done to it is done by
+//! netlink from a thread that enters it.
+//!
+//! Faults move ports: a silenced port belongs to no bridge (the node's link stays up, its packets
+//! go nowhere, and no FIN tells of it); a partition is a bridge for each group.
+//!
+//! The project's rule that only netd speaks netlink is about the product: the lab plays the
+//! switch and the machines' hardware, shares no code with netd on purpose, and keeps its netlink
+//! in this one file.
+
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use futures::TryStreamExt;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, new_connection};
+
+use crate::{Error, Result, netns};
+
+/// The switch that everybody is plugged into while nothing is broken.
+const MAIN_BRIDGE: &str = "br0";
+/// Bridges of partitions are called so, with a number.
+const GROUP_BRIDGE: &str = "brp";
+/// The nodes' interface.
+pub const NODE_INTERFACE: &str = "eth0";
+
+/// The underlay of one lab, by the process that holds its namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Underlay {
+    pid: i32,
+}
+
+/// One node's place at the switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Plug {
+    /// The node's index in the topology, which names its port.
+    pub index: usize,
+    /// The node's address.
+    pub address: Ipv4Addr,
+    /// Length of the subnet's prefix.
+    pub prefix: u8,
+}
+
+impl Underlay {
+    /// The underlay held by that process.
+    #[must_use]
+    pub fn held_by(pid: i32) -> Self {
+        Self { pid }
+    }
+
+    /// Makes the switch.
+    pub fn create(self) -> Result<()> {
+        netns::inside_async(self.pid, || async {
+            let net = connect()?;
+            up_by_name(&net, "lo").await?;
+            add_bridge(&net, MAIN_BRIDGE).await
+        })
+    }
+
+    /// Plugs a node in: makes its `eth0`, addressed and up, and its port on the main bridge.
+    pub fn plug(self, node_pid: i32, plug: Plug) -> Result<()> {
+        let path = format!("/proc/{node_pid}/ns/net");
+        let node_ns: OwnedFd = File::open(&path).map_err(Error::io(path))?.into();
+        netns::inside_async(self.pid, move || async move {
+            let net = connect()?;
+            let port = port_name(plug.index);
+            if let Some(stale) = index_of(&net, &port).await? {
+                net.link().del(stale).execute().await.map_err(Error::netlink(format!("remove stale port {port}")))?;
+            }
+            let mut peer = LinkMessage::default();
+            peer.attributes = vec![
+                LinkAttribute::IfName(NODE_INTERFACE.to_owned()),
+                LinkAttribute::Address(mac_of(plug.address).to_vec()),
+                LinkAttribute::NetNsFd(node_ns.as_raw_fd()),
+            ];
+            let pair = LinkVeth::new(&port, "unused").set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
+            net.link().add(pair).execute().await.map_err(Error::netlink(format!("make port {port}")))?;
+            set_controller(&net, &port, Some(MAIN_BRIDGE)).await?;
+            up_by_name(&net, &port).await
+        })?;
+        netns::inside_async(node_pid, move || async move {
+            let net = connect()?;
+            up_by_name(&net, "lo").await?;
+            let eth0 = must_index(&net, NODE_INTERFACE).await?;
+            net.address()
+                .add(eth0, plug.address.into(), plug.prefix)
+                .execute()
+                .await
+                .map_err(Error::netlink(format!("give {NODE_INTERFACE} the address {}", plug.address)))?;
+            up_by_name(&net, NODE_INTERFACE).await
+        })
+    }
+
+    /// Drops everything from and to a node, whose link stays up.
+    pub fn silence(self, index: usize) -> Result<()> {
+        netns::inside_async(self.pid, move || async move {
+            let net = connect()?;
+            set_controller(&net, &port_name(index), None).await
+        })
+    }
+
+    /// Splits the nodes: each group on a switch of its own. Nodes in no group stay together on
+    /// the main one.
+    pub fn partition(self, groups: Vec<Vec<usize>>) -> Result<()> {
+        netns::inside_async(self.pid, move || async move {
+            let net = connect()?;
+            for (number, group) in groups.iter().enumerate() {
+                let bridge = format!("{GROUP_BRIDGE}{number}");
+                if index_of(&net, &bridge).await?.is_none() {
+                    add_bridge(&net, &bridge).await?;
+                }
+                for index in group {
+                    set_controller(&net, &port_name(*index), Some(&bridge)).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Everybody back on the main bridge. `ports` are the nodes that are switched on.
+    pub fn heal(self, ports: Vec<usize>) -> Result<()> {
+        netns::inside_async(self.pid, move || async move {
+            let net = connect()?;
+            for index in ports {
+                set_controller(&net, &port_name(index), Some(MAIN_BRIDGE)).await?;
+            }
+            for number in 0.. {
+                let bridge = format!("{GROUP_BRIDGE}{number}");
+                let Some(index) = index_of(&net, &bridge).await? else { break };
+                net.link().del(index).execute().await.map_err(Error::netlink(format!("remove {bridge}")))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Which switch a node's port is on: 0 the main one, 1.. a partition's; none when silenced.
+    pub fn switch_of(self, index: usize) -> Result<Option<usize>> {
+        netns::inside_async(self.pid, move || async move {
+            let net = connect()?;
+            let Some(port) = get(&net, &port_name(index)).await? else { return Ok(None) };
+            let controller = port.attributes.iter().find_map(|a| match a {
+                LinkAttribute::Controller(index) => Some(*index),
+                _ => None,
+            });
+            let Some(controller) = controller.filter(|c| *c != 0) else { return Ok(None) };
+            if index_of(&net, MAIN_BRIDGE).await? == Some(controller) {
+                return Ok(Some(0));
+            }
+            for number in 0.. {
+                match index_of(&net, &format!("{GROUP_BRIDGE}{number}")).await? {
+                    Some(found) if found == controller => return Ok(Some(number + 1)),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+fn port_name(index: usize) -> String {
+    format!("port{index}")
+}
+
+/// Made from the address, so that a node that comes back has the MAC its peers remember, as a
+/// machine with the same network card has.
+fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x74, a, b, c, d]
+}
+
+fn connect() -> Result<Handle> {
+    let (connection, handle, _) = new_connection().map_err(Error::io("open a netlink socket"))?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn get(net: &Handle, name: &str) -> Result<Option<LinkMessage>> {
+    match net.link().get().match_name(name.to_owned()).execute().try_next().await {
+        Ok(found) => Ok(found),
+        Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -(nix::libc::ENODEV) => Ok(None),
+        Err(e) => Err(Error::netlink(format!("look up interface {name}"))(e)),
+    }
+}
+
+async fn index_of(net: &Handle, name: &str) -> Result<Option<u32>> {
+    Ok(get(net, name).await?.map(|link| link.header.index))
+}
+
+async fn must_index(net: &Handle, name: &str) -> Result<u32> {
+    let missing = || Error::Lacking {
+        what: format!("interface {name} is not there"),
+        how: "`trellis-lab down` and `up` build the underlay anew".to_owned(),
+    };
+    index_of(net, name).await?.ok_or_else(missing)
+}
+
+async fn up_by_name(net: &Handle, name: &str) -> Result<()> {
+    let index = must_index(net, name).await?;
+    let message = LinkUnspec::new_with_index(index).up().build();
+    net.link().set(message).execute().await.map_err(Error::netlink(format!("set {name} up")))
+}
+
+async fn add_bridge(net: &Handle, name: &str) -> Result<()> {
+    // No spanning tree: a port forwards at once. No snooping: the underlay carries whatever comes.
+    let bridge = LinkBridge::new(name).up().build();
+    net.link().add(bridge).execute().await.map_err(Error::netlink(format!("make bridge {name}")))
+}
+
+async fn set_controller(net: &Handle, port: &str, bridge: Option<&str>) -> Result<()> {
+    let Some(index) = index_of(net, port).await? else {
+        // A node that is off has no port: nothing to silence or to move.
+        return Ok(());
+    };
+    let builder = LinkUnspec::new_with_index(index);
+    let message = match bridge {
+        Some(bridge) => builder.controller(must_index(net, bridge).await?).build(),
+        None => builder.nocontroller().build(),
+    };
+    let what = format!("plug {port} into {}", bridge.unwrap_or("nothing"));
+    net.link().set(message).execute().await.map_err(Error::netlink(what))
+}

@@ -1,0 +1,184 @@
+//! Where a lab lies on disk, and the one file that says what belongs to it.
+//!
+//! ```text
+//! /var/lib/trellis-lab/<lab>/
+//!   lab.json                 written before anything else is made: `down` needs nothing more
+//!   config.json              contexts with the administrator's certificate
+//!   underlay.pid             who holds the underlay's network namespace
+//!   nodes/<node>/etc         the node's /etc/trellis
+//!               /data        the node's /var/lib/trellis
+//!               /run         the node's /run/trellis, emptied when the node starts
+//!               /logs        the node's /var/log/trellis, a file a daemon
+//!               /lab         the node's /run/lab: the control socket of its init
+//!               /init.pid    its init, as this machine numbers it
+//! ```
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, cgroup::CgroupDir, topology::Topology};
+
+/// All labs of this machine; another place may be named in TRELLIS_LAB_DIR.
+const DEFAULT_BASE: &str = "/var/lib/trellis-lab";
+const VERSION: u32 = 1;
+
+/// What is written in `lab.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LabFile {
+    /// Format version.
+    pub version: u32,
+    /// What was asked for.
+    pub topology: Topology,
+    /// The cluster's binaries.
+    pub bin_dir: PathBuf,
+    /// The lab's cgroups, one in each hierarchy, whether made yet or not.
+    pub cgroups: Vec<CgroupDir>,
+}
+
+/// Paths of one lab.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The lab's folder.
+    pub root: PathBuf,
+    /// The lab's name.
+    pub name: String,
+}
+
+/// Paths of one node of a lab.
+#[derive(Clone, Debug)]
+pub struct NodeLayout {
+    /// The node's folder.
+    pub root: PathBuf,
+}
+
+impl Layout {
+    /// Where all labs of this machine lie.
+    #[must_use]
+    pub fn base() -> PathBuf {
+        std::env::var_os("TRELLIS_LAB_DIR").map_or_else(|| PathBuf::from(DEFAULT_BASE), PathBuf::from)
+    }
+
+    /// The lab of that name, there or not.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self { root: Self::base().join(name), name: name.to_owned() }
+    }
+
+    /// Names of the labs that there are.
+    pub fn all() -> Result<Vec<String>> {
+        let base = Self::base();
+        let entries = match fs::read_dir(&base) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(base.display().to_string())(e)),
+        };
+        let mut names: Vec<_> = entries
+            .filter_map(std::result::Result::ok)
+            .filter(|e| e.path().join("lab.json").exists())
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// `lab.json`.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.root.join("lab.json")
+    }
+
+    /// The contexts file with the administrator's certificate.
+    #[must_use]
+    pub fn contexts(&self) -> PathBuf {
+        self.root.join("config.json")
+    }
+
+    /// Who holds the underlay.
+    #[must_use]
+    pub fn underlay_pid(&self) -> PathBuf {
+        self.root.join("underlay.pid")
+    }
+
+    /// The folder of a node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> NodeLayout {
+        NodeLayout { root: self.root.join("nodes").join(name) }
+    }
+
+    /// Makes the folder and writes `lab.json`; refuses a lab that is there.
+    pub fn create(&self, file: &LabFile) -> Result<()> {
+        let shown = |p: &Path| p.display().to_string();
+        if self.file().exists() {
+            return Err(Error::Exists { name: self.name.clone(), path: self.root.clone() });
+        }
+        fs::create_dir_all(&self.root).map_err(Error::io(shown(&self.root)))?;
+        let text = serde_json::to_vec_pretty(file)
+            .map_err(|e| Error::Format { what: shown(&self.file()), why: e.to_string() })?;
+        let part = self.root.join("lab.json.part");
+        fs::write(&part, text).map_err(Error::io(shown(&part)))?;
+        fs::rename(&part, self.file()).map_err(Error::io(shown(&self.file())))
+    }
+
+    /// Reads `lab.json`.
+    pub fn load(&self) -> Result<LabFile> {
+        let path = self.file();
+        let bad = |why: String| Error::Format { what: path.display().to_string(), why };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NoLab { name: self.name.clone(), path: self.root.clone() });
+            }
+            Err(e) => return Err(Error::io(path.display().to_string())(e)),
+        };
+        let file: LabFile = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        if file.version > VERSION {
+            return Err(bad(format!("format version {} is newer than {VERSION}", file.version)));
+        }
+        Ok(file)
+    }
+
+    /// What [`Layout::create`] writes.
+    #[must_use]
+    pub fn file_of(topology: Topology, bin_dir: PathBuf, cgroups: Vec<CgroupDir>) -> LabFile {
+        LabFile { version: VERSION, topology, bin_dir, cgroups }
+    }
+}
+
+impl NodeLayout {
+    /// A file or folder of the node.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The API's unix socket of a control-plane node, as this machine sees it.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.root.join("run/api.sock")
+    }
+
+    /// netd's membership socket, as this machine sees it.
+    #[must_use]
+    pub fn membership_socket(&self) -> PathBuf {
+        self.root.join("run/netd-public/membership.sock")
+    }
+
+    /// A daemon's log.
+    #[must_use]
+    pub fn log(&self, daemon: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{daemon}.log"))
+    }
+
+    /// Makes the node's folders.
+    pub fn create(&self) -> Result<()> {
+        for name in ["etc", "data", "run", "logs", "lab", "root"] {
+            let path = self.path(name);
+            fs::create_dir_all(&path).map_err(Error::io(path.display().to_string()))?;
+        }
+        Ok(())
+    }
+}
