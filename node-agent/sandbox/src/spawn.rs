@@ -174,7 +174,8 @@ impl NsCommand {
             .map_err(|e| error(e.into()))?;
         let plan = Plan::of(&self, &report_child).map_err(error)?;
         let child = clone_and_execute(&self, &plan).map_err(error)?;
-        drop(report_child);
+        // Both copies of the writing end: only the child may hold one now.
+        drop((report_child, plan));
         let mut errno = [0; 4];
         match report.read_exact(&mut errno) {
             // Closed by the execve.
