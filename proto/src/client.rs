@@ -36,7 +36,9 @@ use crate::{
 };
 
 mod context;
+mod refusal;
 pub use context::{Context as ClusterContext, ContextError, Contexts};
+use refusal::{Refusal, Watched};
 
 /// A peer that lost power sends no FIN: ask it twice a second …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -55,11 +57,16 @@ pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
 /// Makes a channel over TCP (`https://ip:port`) or a unix socket (`unix:///path`), always with
 /// mutual TLS, connecting at first use.
 pub fn channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
+    watched_channel(endpoint, tls, &Refusal::default())
+}
+
+fn watched_channel(endpoint: &str, tls: &ClientTls, refusal: &Refusal) -> Result<Channel, Status> {
     let target = Target::parse(endpoint)?;
     let connector = TlsConnector::from(Arc::clone(&tls.config));
     let name = tls.server_name.clone();
+    let refusal = refusal.clone();
     let service = tower::service_fn(move |_: Uri| {
-        let (target, connector, name) = (target.clone(), connector.clone(), name.clone());
+        let (target, connector, name, refusal) = (target.clone(), connector.clone(), name.clone(), refusal.clone());
         async move {
             let connected = async {
                 let stream: Box<dyn Stream> = match &target {
@@ -73,7 +80,7 @@ pub fn channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
                 connector.connect(name, stream).await
             };
             match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
-                Ok(result) => result.map(TokioIo::new).map_err(|e| io::Error::new(e.kind(), format!("{target}: {e}"))),
+                Ok(result) => result.map(|s| TokioIo::new(Watched::new(s, refusal))).map_err(|e| named(&target, e)),
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{target}: no answer within 1 s"))),
             }
         }
@@ -85,6 +92,14 @@ pub fn channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .connect_with_connector_lazy(service))
+}
+
+/// Adds where to, but leaves TLS' own errors as they are, for [`refusal::text`].
+fn named(target: &Target, error: io::Error) -> io::Error {
+    match error.get_ref() {
+        Some(inner) if inner.is::<rustls::Error>() => error,
+        _ => io::Error::new(error.kind(), format!("{target}: {error}")),
+    }
 }
 
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
@@ -126,7 +141,7 @@ struct State {
     current: usize,
     /// Counts changes of `channel`, so that many calls failing together move on only once.
     generation: u64,
-    channel: Option<Channel>,
+    channel: Option<(Channel, Refusal)>,
 }
 
 struct Shared {
@@ -146,11 +161,14 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// A channel to use, the generation it belongs to, and what TLS said on it.
+type Ready = (u64, Channel, Refusal);
+
 /// The transport that the generated clients run over.
 #[derive(Clone)]
 pub struct Chan {
     shared: Arc<Shared>,
-    ready: Option<(u64, Channel)>,
+    ready: Option<Ready>,
 }
 
 impl Connection {
@@ -291,17 +309,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn channel(&self) -> Result<(u64, Channel), Status> {
+    fn channel(&self) -> Result<Ready, Status> {
         let mut state = self.lock();
-        if let Some(channel) = &state.channel {
-            return Ok((state.generation, channel.clone()));
+        if let Some((channel, refusal)) = &state.channel {
+            return Ok((state.generation, channel.clone(), refusal.clone()));
         }
         let endpoint = state.endpoints.get(state.current).cloned().ok_or_else(|| {
             Status::failed_precondition("no endpoint of the control plane is known: name one in the context")
         })?;
-        let channel = channel(&endpoint, &self.tls)?;
-        state.channel = Some(channel.clone());
-        Ok((state.generation, channel))
+        let refusal = Refusal::default();
+        let channel = watched_channel(&endpoint, &self.tls, &refusal)?;
+        state.channel = Some((channel.clone(), refusal.clone()));
+        Ok((state.generation, channel, refusal))
     }
 
     /// Leaves the endpoint that was in use at `generation`; does nothing if that happened already.
@@ -324,12 +343,13 @@ impl Service<http::Request<Body>> for Chan {
         if self.ready.is_none() {
             self.ready = Some(self.shared.channel()?);
         }
-        let Some((generation, channel)) = self.ready.as_mut() else { return Poll::Pending };
+        let Some((generation, channel, refusal)) = self.ready.as_mut() else { return Poll::Pending };
         match channel.poll_ready(cx) {
             Poll::Ready(Err(error)) => {
                 self.shared.move_on(*generation);
+                let status = unavailable(&error, refusal);
                 self.ready = None;
-                Poll::Ready(Err(unavailable(error)))
+                Poll::Ready(Err(status))
             }
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
@@ -340,21 +360,28 @@ impl Service<http::Request<Body>> for Chan {
         let taken = self.ready.take();
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let Some((generation, mut channel)) = taken else {
+            let Some((generation, mut channel, refusal)) = taken else {
                 return Err(Status::internal("the transport was called before it was ready"));
             };
             channel.call(request).await.map_err(|error| {
                 shared.move_on(generation);
-                unavailable(error)
+                unavailable(&error, &refusal)
             })
         })
     }
 }
 
-fn unavailable(error: tonic::transport::Error) -> Status {
+/// A connection that could not be made or broke: worth another try, unless TLS itself said no.
+fn unavailable(error: &tonic::transport::Error, refusal: &Refusal) -> Status {
+    if let Some(said) = refusal.said() {
+        return Status::unauthenticated(said);
+    }
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
+        if let Some(said) = inner.downcast_ref::<io::Error>().and_then(refusal::text) {
+            return Status::unauthenticated(said);
+        }
         text = inner.to_string();
         source = inner.source();
     }
