@@ -18,7 +18,7 @@ use trellis_lab::{
     layout::Layout,
     node::{enter, init, spawn},
     progress::Progress,
-    status,
+    remains, status,
     topology::{Options, Topology},
 };
 
@@ -115,6 +115,10 @@ fn down(name: &str, all: bool) -> Result<()> {
             Ok(lab) => {
                 lab.destroy()?;
                 contexts::remove(&contexts::users_file(), &name)?;
+                let left = remains::of(&name)?;
+                if !left.is_empty() {
+                    return Err(Error::Remains { name, left: left.join("; ") });
+                }
                 println!("lab {name} is gone");
             }
             // `down` twice is `down`.

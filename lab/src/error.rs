@@ -95,6 +95,14 @@ pub enum Error {
         /// What the API said.
         message: String,
     },
+    /// Something of a lab outlived it.
+    #[error("of lab {name} there is left: {left}")]
+    Remains {
+        /// The lab.
+        name: String,
+        /// What, semicolon separated.
+        left: String,
+    },
     /// A file or answer that cannot be understood.
     #[error("{what} cannot be read: {why}")]
     Format {

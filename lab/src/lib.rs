@@ -23,6 +23,7 @@ pub mod netns;
 pub mod node;
 pub mod process;
 pub mod progress;
+pub mod remains;
 pub mod status;
 pub mod topology;
 pub mod wait;

@@ -92,29 +92,8 @@ fn reaches(lab: &Namespaces, from: &str, address: IpAddr) -> bool {
     netns::inside(init.pid, connect).unwrap()
 }
 
-/// What is left of a lab on this machine.
 fn remains(name: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let layout = Layout::of(name);
-    if layout.root.exists() {
-        found.push(layout.root.display().to_string());
-    }
-    let marker = format!("{}/", layout.root.display());
-    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-        let cmdline = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        if cmdline.contains(&marker) {
-            found.push(cmdline.replace('\0', " "));
-        }
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    found.extend(mounts.lines().filter(|l| l.contains(&marker)).map(str::to_owned));
-    let folder = format!("trellis-lab-{name}");
-    for hierarchy in trellis_lab::cgroup::hierarchies().unwrap() {
-        for base in [hierarchy.mount_point.join(&hierarchy.own), hierarchy.mount_point.clone()] {
-            found.extend(Some(base.join(&folder)).filter(|p| p.exists()).map(|p| p.display().to_string()));
-        }
-    }
-    found
+    trellis_lab::remains::of(name).unwrap()
 }
 
 #[test]

@@ -1,2 +1,0 @@
-//! placeholder while the lab's library is built up
-fn main() {}

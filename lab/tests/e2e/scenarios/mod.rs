@@ -1,0 +1,35 @@
+//! One file per sentence about the cluster.
+
+mod daemons;
+mod faults;
+mod policy;
+mod registry;
+mod slice;
+mod streams;
+mod trust;
+mod workloads;
+
+use crate::harness::Scenario;
+
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "a_deployment_spreads_and_answers_across_nodes", body: slice::spreads_and_answers },
+    Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
+    Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },
+    Scenario { name: "logs_know_previous_tail_and_follow", body: streams::logs_options },
+    Scenario { name: "rollouts_scale_and_conditions_are_as_in_kubernetes", body: workloads::rollouts },
+    Scenario { name: "config_maps_secrets_and_volumes_reach_containers", body: workloads::volumes },
+    Scenario { name: "a_pod_that_fits_nowhere_says_why", body: workloads::pending },
+    Scenario { name: "cordon_and_drain_move_pods_away", body: workloads::drain },
+    Scenario { name: "a_policy_admits_whom_it_names_and_nobody_else", body: policy::ingress },
+    Scenario { name: "daemons_die_and_containers_run_on", body: daemons::die },
+    Scenario { name: "pods_and_network_work_without_a_control_plane", body: daemons::no_control_plane },
+    Scenario { name: "the_leaders_death_stops_writes_for_moments_only", body: faults::leader_dies },
+    Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
+    Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
+    Scenario { name: "a_wiped_member_joins_anew_and_catches_up", body: faults::wiped_member },
+    Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
+    Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
+    Scenario { name: "real_images_are_pulled_from_a_real_registry", body: registry::real_software },
+    // Last: it ends the lab.
+    Scenario { name: "down_leaves_nothing", body: slice::down_leaves_nothing },
+];

@@ -1,0 +1,185 @@
+//! Software nobody here wrote, in images other tools made, pulled from a real registry.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::json;
+use trellis_lab::{backend::Backend, node::control::DaemonSpec, wait};
+
+use super::streams;
+use crate::{
+    cluster::{Cluster, LIMIT, REGISTRY, run},
+    harness::Outcome,
+};
+
+/// Where the registry is; its data and the images lie in that node's data folder.
+const HOME: &str = "n1";
+const TOOLS: &[&str] = &[
+    "/usr/bin/docker-registry",
+    "/usr/bin/skopeo",
+    "/usr/bin/umoci",
+    "/usr/sbin/nginx",
+    "/usr/bin/redis-server",
+    "/usr/bin/redis-cli",
+    "/bin/busybox",
+];
+const NGINX_CONF: &str = "daemon off; pid /tmp/nginx.pid; error_log /dev/stderr; user nobody nogroup;
+events {}
+http { access_log /dev/stdout; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;
+ uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
+ server { listen 80; location / { default_type text/plain; return 200 \"nginx of Debian on $hostname\\n\"; } } }
+";
+
+struct Recipe {
+    name: &'static str,
+    programs: &'static [&'static str],
+    entrypoint: &'static [&'static str],
+}
+
+const RECIPES: &[Recipe] = &[
+    Recipe { name: "nginx", programs: &["/usr/sbin/nginx"], entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx.conf"] },
+    Recipe {
+        name: "redis",
+        programs: &["/usr/bin/redis-server", "/usr/bin/redis-cli"],
+        entrypoint: &["/usr/bin/redis-server", "--protected-mode", "no", "--save", ""],
+    },
+    Recipe { name: "busybox", programs: &["/bin/busybox"], entrypoint: &["/bin/busybox", "sleep", "100000"] },
+];
+
+/// Copies a program and what its dynamic loader needs.
+fn copy_program(program: &str, root: &Path) {
+    let mut files = BTreeSet::from([PathBuf::from(program)]);
+    let linked = Command::new("ldd").arg(program).output().unwrap();
+    for word in String::from_utf8_lossy(&linked.stdout).split_whitespace().filter(|w| w.starts_with('/')) {
+        files.insert(PathBuf::from(word));
+    }
+    for file in files {
+        let target = root.join(file.strip_prefix("/").unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&file, &target).unwrap();
+    }
+}
+
+fn umoci(args: &[&str]) {
+    run(Command::new("umoci").args(args), LIMIT).ok();
+}
+
+/// An OCI layout with one image a recipe, made by umoci.
+fn make_images(folder: &Path) {
+    let layout = folder.join("layout");
+    umoci(&["init", "--layout", layout.to_str().unwrap()]);
+    for recipe in RECIPES {
+        let root = folder.join(recipe.name);
+        for dir in ["etc", "tmp", "proc", "sys", "dev", "bin"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        for program in recipe.programs {
+            copy_program(program, &root);
+        }
+        fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n").unwrap();
+        fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").unwrap();
+        fs::write(root.join("etc/nginx.conf"), NGINX_CONF).unwrap();
+        if recipe.name == "busybox" {
+            for applet in ["sh", "wget", "sleep", "cat"] {
+                std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+            }
+        }
+        let image = format!("{}:{}", layout.display(), recipe.name);
+        umoci(&["new", "--image", &image]);
+        umoci(&["insert", "--image", &image, root.to_str().unwrap(), "/"]);
+        let mut config = vec!["config", "--image", &image];
+        for word in recipe.entrypoint {
+            config.extend(["--config.entrypoint", word]);
+        }
+        umoci(&config);
+    }
+}
+
+/// Debian's docker-registry as a daemon of the node, and the images pushed into it by skopeo.
+fn start_registry(cluster: &Cluster) {
+    let data = cluster.lab.layout().node(HOME).path("data");
+    let folder = data.join("images");
+    fs::create_dir_all(&folder).unwrap();
+    make_images(&folder);
+    let config = format!(
+        "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: /var/lib/trellis/registry}}}}\nhttp: {{addr: '{REGISTRY}'}}\n"
+    );
+    fs::write(data.join("registry.yml"), config).unwrap();
+    let argv = ["docker-registry", "serve", "/var/lib/trellis/registry.yml"].map(str::to_owned).to_vec();
+    cluster.lab.start_daemon(HOME, DaemonSpec { name: "registry".to_owned(), argv, env: BTreeMap::new() }).unwrap();
+    for recipe in RECIPES {
+        let source = format!("oci:/var/lib/trellis/images/layout:{}", recipe.name);
+        let target = format!("docker://{REGISTRY}/library/{}:1", recipe.name);
+        let argv = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", &source, &target];
+        wait::until(&format!("pushing {}", recipe.name), LIMIT, || {
+            let output = cluster.lab.run(HOME, &argv, &BTreeMap::new()).map_err(|e| e.to_string())?;
+            if output.code == 0 { Ok(()) } else { Err(output.stderr) }
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// The Deployment of Kubernetes' documentation, as it is; only the image is another.
+const DOCUMENTED: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: nginx-deployment
+  labels:
+    app: nginx
+spec:
+  replicas: 3
+  selector:
+    matchLabels:
+      app: nginx
+  template:
+    metadata:
+      labels:
+        app: nginx
+    spec:
+      containers:
+      - name: nginx
+        image: 172.30.0.11:5000/library/nginx:1
+        ports:
+        - containerPort: 80
+";
+
+pub fn real_software(cluster: &mut Cluster) -> Outcome {
+    if let Some(missing) = TOOLS.iter().find(|t| !Path::new(t).exists()) {
+        return Outcome::Skipped(format!("{missing} is not installed (make test installs it where it may)"));
+    }
+    start_registry(cluster);
+    cluster.apply("nginx.yaml", DOCUMENTED);
+    let web = cluster.wait_ready("default", "app=nginx", 3);
+    let (_forward, port) = streams::port_forward(cluster, "deployment/nginx-deployment", 80);
+    let url = format!("http://127.0.0.1:{port}/");
+    let said = run(Command::new("curl").args(["-sS", "--max-time", "10", &url]), LIMIT).ok();
+    assert!(said.starts_with("nginx of Debian on nginx-deployment-"), "{said}");
+
+    let pod = |name: &str, image: &str, node: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"terminationGracePeriodSeconds": 1, "nodeName": node,
+                "containers": [{"name": "c", "image": format!("{REGISTRY}/library/{image}:1")}]}})
+    };
+    let mut client = pod("client", "redis", "n5");
+    client["spec"]["containers"][0]["command"] = json!(["/usr/bin/redis-server", "--port", "0"]);
+    cluster.apply("redis.json", &pod("redis", "redis", "n4").to_string());
+    cluster.apply("client.json", &client.to_string());
+    cluster.apply("box.json", &pod("box", "busybox", "n2").to_string());
+    let redis = cluster.wait_ready("default", "app=redis", 1).remove(0);
+    cluster.wait_ready("default", "app=client", 1);
+    cluster.wait_ready("default", "app=box", 1);
+    let ask = |args: &[&str]| {
+        let base = ["exec", "client", "--", "redis-cli", "-h", &redis.address];
+        cluster.trellis(&[&base[..], args].concat()).ok()
+    };
+    assert_eq!(ask(&["set", "answer", "42"]).trim(), "OK");
+    assert_eq!(ask(&["get", "answer"]).trim(), "42");
+    let fetched = cluster.ask_from_pod("default", "box", &format!("http://{}/", web[0].address)).ok();
+    assert!(fetched.contains(&web[0].name), "{fetched}");
+    cluster.lab.stop_daemon(HOME, "registry").unwrap();
+    Outcome::Passed
+}
