@@ -185,11 +185,12 @@ impl Pull<'_> {
         let total_bytes = manifest.layers.iter().map(|l| u64::try_from(l.size).unwrap_or(0)).sum();
         let start = Progress { received_bytes: 0, total_bytes, layers_done: 0, layers: diff_ids.len() };
         let progress = Arc::new(Mutex::new(start));
-        stream::iter(manifest.layers.iter().zip(diff_ids))
-            .map(|(descriptor, diff_id)| self.layer(client, descriptor, diff_id, Arc::clone(&progress)))
-            .buffered(LAYERS_AT_ONCE)
-            .try_collect()
-            .await
+        // Not `map` over the stream: its closure would make the future of `ensure` not Send.
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for (descriptor, diff_id) in manifest.layers.iter().zip(diff_ids) {
+            layers.push(self.layer(client, descriptor, diff_id, Arc::clone(&progress)));
+        }
+        stream::iter(layers).buffered(LAYERS_AT_ONCE).try_collect().await
     }
 
     async fn layer(

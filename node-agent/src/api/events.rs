@@ -1,0 +1,181 @@
+//! Kubernetes Events: what people see in `describe`. Bounded and rate-limited: a crash loop on a
+//! thousand Pods must not fill the log of the control plane. Repetitions become a count.
+use super::{ApiError, create, get, key, update};
+use crate::pod::event::Note;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+use trellis_proto::client::Connection;
+
+/// Notes waiting to be written; more are dropped, and counted.
+const QUEUE: usize = 256;
+/// Events remembered for counting repetitions.
+const REMEMBERED: usize = 512;
+/// The same event is written again at most this often.
+const REPEAT_EVERY: Duration = Duration::from_secs(10);
+/// Writes a second over all Pods, and how many at once after a quiet time.
+const RATE_PER_SEC: f64 = 20.0;
+const BURST: f64 = 100.0;
+/// Messages come from programs' output: bounded as Kubernetes bounds them.
+const MESSAGE_MAX_BYTES: usize = 1024;
+
+/// Takes notes without ever waiting.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    tx: mpsc::Sender<(ObjectReference, Note)>,
+}
+
+impl Recorder {
+    /// Starts the writer.
+    pub fn start(conn: Connection, node: String) -> Self {
+        let (tx, rx) = mpsc::channel(QUEUE);
+        tokio::spawn(Writer { conn, node, seen: HashMap::new(), order: VecDeque::new(), tokens: BURST }.run(rx));
+        Self { tx }
+    }
+
+    /// Notes something about a Pod.
+    pub fn note(&self, pod: &Pod, note: Note) {
+        let field = note.container.as_ref().map(|name| {
+            let inits = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+            let list = if inits.map(|c| &c.name).any(|n| n == name) { "initContainers" } else { "containers" };
+            format!("spec.{list}{{{name}}}")
+        });
+        let reference = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: field,
+        };
+        tracing::info!(
+            pod = %format!("{}/{}", reference.namespace.as_deref().unwrap_or(""), reference.name.as_deref().unwrap_or("")),
+            reason = note.reason,
+            "{}",
+            note.message
+        );
+        if self.tx.try_send((reference, note)).is_err() {
+            tracing::debug!("too many events: one dropped");
+        }
+    }
+}
+
+struct Known {
+    name: String,
+    count: i32,
+    written: Instant,
+}
+
+struct Writer {
+    conn: Connection,
+    node: String,
+    seen: HashMap<String, Known>,
+    order: VecDeque<String>,
+    tokens: f64,
+}
+
+impl Writer {
+    async fn run(mut self, mut rx: mpsc::Receiver<(ObjectReference, Note)>) {
+        let mut refilled = Instant::now();
+        while let Some((reference, mut note)) = rx.recv().await {
+            self.tokens = (self.tokens + refilled.elapsed().as_secs_f64() * RATE_PER_SEC).min(BURST);
+            refilled = Instant::now();
+            truncate(&mut note.message, MESSAGE_MAX_BYTES);
+            if let Err(error) = self.write(reference, note).await {
+                tracing::debug!(%error, "an event was not written");
+            }
+        }
+    }
+
+    async fn write(&mut self, reference: ObjectReference, note: Note) -> Result<(), ApiError> {
+        let id = format!(
+            "{}|{}|{}|{}",
+            reference.uid.as_deref().unwrap_or_default(),
+            reference.field_path.as_deref().unwrap_or_default(),
+            note.reason,
+            note.message
+        );
+        let namespace = reference.namespace.clone().unwrap_or_default();
+        if let Some(known) = self.seen.get_mut(&id) {
+            known.count = known.count.saturating_add(1);
+            if known.written.elapsed() < REPEAT_EVERY || self.tokens < 1.0 {
+                return Ok(());
+            }
+            self.tokens -= 1.0;
+            known.written = Instant::now();
+            let (name, count) = (known.name.clone(), known.count);
+            let key = key("Event", &namespace, &name);
+            let now = crate::pod::status::time(jiff::Timestamp::now());
+            match get::<Event>(&self.conn, &key).await {
+                Ok(mut event) => {
+                    event.count = Some(count);
+                    event.last_timestamp = Some(now);
+                    return update(&self.conn, &key, &event, "").await.map(drop);
+                }
+                // Expired meanwhile: write it as a new one.
+                Err(ApiError::NotFound(_)) => drop(self.seen.remove(&id)),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.tokens < 1.0 {
+            return Ok(());
+        }
+        self.tokens -= 1.0;
+        let event = self.event(reference, &note);
+        let name = event.metadata.name.clone().unwrap_or_default();
+        create(&self.conn, &key("Event", &namespace, &name), &event).await?;
+        self.remember(id, name);
+        Ok(())
+    }
+
+    fn remember(&mut self, id: String, name: String) {
+        while self.order.len() >= REMEMBERED {
+            if let Some(old) = self.order.pop_front() {
+                self.seen.remove(&old);
+            }
+        }
+        self.order.push_back(id.clone());
+        self.seen.insert(id, Known { name, count: 1, written: Instant::now() });
+    }
+
+    fn event(&self, reference: ObjectReference, note: &Note) -> Event {
+        let now = jiff::Timestamp::now();
+        let stamp = u64::try_from(now.as_nanosecond()).unwrap_or(0);
+        let pod = reference.name.clone().unwrap_or_default();
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{pod}.{stamp:x}")),
+                namespace: reference.namespace.clone(),
+                ..Default::default()
+            },
+            involved_object: reference,
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
+            reason: Some(note.reason.into()),
+            message: Some(note.message.clone()),
+            count: Some(1),
+            first_timestamp: Some(crate::pod::status::time(now)),
+            last_timestamp: Some(crate::pod::status::time(now)),
+            source: Some(EventSource { component: Some("trellis-node-agent".into()), host: Some(self.node.clone()) }),
+            reporting_component: Some("trellis-node-agent".into()),
+            reporting_instance: Some(self.node.clone()),
+            ..Default::default()
+        }
+    }
+}
+
+fn truncate(text: &mut String, max: usize) {
+    if text.len() > max {
+        let mut end = max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+}

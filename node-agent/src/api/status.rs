@@ -1,0 +1,116 @@
+//! Writing one Pod's status: the newest wish only, one write under way, again after a conflict.
+use super::{ApiError, get, key, update};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+use trellis_proto::client::Connection;
+
+/// Between two tries when the control plane cannot be reached.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Conditions the agent owns; all others are left as they are found.
+const OWN_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+/// What is wished, and the object it was derived from.
+pub type Wish = Option<(Arc<Pod>, PodStatus)>;
+
+/// Runs until the wishing side is dropped; what is wished last is written before it ends, unless
+/// the Pod is gone.
+pub async fn run(conn: Connection, mut wishes: watch::Receiver<Wish>) {
+    let mut base: Option<Pod> = None;
+    loop {
+        let wish = wishes.borrow_and_update().clone();
+        if let Some((pod, status)) = wish {
+            let newest = base.take().filter(|b| revision(b) > revision(&pod));
+            let mut object = newest.unwrap_or_else(|| (*pod).clone());
+            loop {
+                match write(&conn, object, &status).await {
+                    Ok(stored) => {
+                        base = Some(stored);
+                        break;
+                    }
+                    Err(Failure::Gone) => return,
+                    Err(Failure::Again(fresh)) => object = *fresh,
+                    Err(Failure::Later(same)) => {
+                        tokio::time::sleep(RETRY_EVERY).await;
+                        if wishes.has_changed().unwrap_or(false) {
+                            break;
+                        }
+                        object = *same;
+                    }
+                }
+            }
+        }
+        if wishes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+enum Failure {
+    /// The Pod is not there any more.
+    Gone,
+    /// It changed meanwhile: try on this.
+    Again(Box<Pod>),
+    /// Nobody answers.
+    Later(Box<Pod>),
+}
+
+async fn write(conn: &Connection, mut object: Pod, status: &PodStatus) -> Result<Pod, Failure> {
+    let meta = object.metadata.clone();
+    let (namespace, name) = (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
+    let key = key("Pod", &namespace, &name);
+    let merged = merge(status, object.status.as_ref());
+    if object.status.as_ref() == Some(&merged) {
+        return Ok(object);
+    }
+    object.status = Some(merged);
+    match update(conn, &key, &object, "status").await {
+        Ok(stored) => Ok(stored),
+        Err(ApiError::NotFound(_)) => Err(Failure::Gone),
+        Err(ApiError::Conflict(_)) => match get::<Pod>(conn, &key).await {
+            Ok(fresh) if fresh.metadata.uid == meta.uid => Err(Failure::Again(Box::new(fresh))),
+            Ok(_) | Err(ApiError::NotFound(_)) => Err(Failure::Gone),
+            Err(_) => Err(Failure::Later(Box::new(object))),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "cannot write a Pod's status: trying again");
+            object.status = None;
+            Err(Failure::Later(Box::new(object)))
+        }
+    }
+}
+
+/// The agent's words, with the conditions of others as the object has them now.
+fn merge(ours: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
+    let mut merged = ours.clone();
+    let own = |kind: &str| OWN_CONDITIONS.contains(&kind);
+    let mut conditions: Vec<_> = ours.conditions.iter().flatten().filter(|c| own(&c.type_)).cloned().collect();
+    let foreign = theirs.or(Some(ours)).and_then(|s| s.conditions.as_ref());
+    conditions.extend(foreign.into_iter().flatten().filter(|c| !own(&c.type_)).cloned());
+    merged.conditions = Some(conditions);
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn conditions_of_others_are_taken_from_the_object() {
+        let status = |json| serde_json::from_value::<PodStatus>(json).unwrap();
+        let ours = status(serde_json::json!({"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "False"}]}));
+        let theirs = status(serde_json::json!({"phase": "Pending", "conditions": [
+            {"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]}));
+        let merged = merge(&ours, Some(&theirs));
+        let pairs: Vec<_> =
+            merged.conditions.unwrap().into_iter().map(|c| format!("{}={}", c.type_, c.status)).collect();
+        assert_eq!(pairs, ["Ready=True", "PodScheduled=True"]);
+        assert_eq!(merged.phase.as_deref(), Some("Running"));
+    }
+}

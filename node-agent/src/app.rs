@@ -1,0 +1,199 @@
+//! Putting the agent together, in the order in which its needs appear: configuration,
+//! certificate, images; then everything runs at once, netd and control plane come when they come.
+use crate::{
+    api::{
+        self,
+        events::Recorder,
+        node::{Machine, NodeReporter},
+        refs::RefCache,
+    },
+    pod::{
+        manager,
+        registry::Registry,
+        steps::{Context, STARTS_AT_ONCE},
+        worker::Clock,
+    },
+    runtime::netd::Netd,
+    server,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{Semaphore, watch};
+use trellis_image::{ImageStore, Options};
+use trellis_proto::{
+    client::Connection,
+    node_config::NodeConfig,
+    tls::{ClientTls, Credentials},
+};
+
+/// How often something that is missing is looked for …
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// … and how often that is logged.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `/etc/trellis`
+    pub config_dir: PathBuf,
+    /// `/var/lib/trellis/node-agent`
+    pub data_dir: PathBuf,
+    /// `/run/trellis`
+    pub run_dir: PathBuf,
+    /// The shim's program.
+    pub shim: PathBuf,
+    /// "own", "/" or a path below the cgroup root.
+    pub cgroup_root: String,
+    /// Registries spoken to over plain HTTP, besides those of node.json.
+    pub insecure_registries: Vec<String>,
+    /// The cluster's DNS servers.
+    pub cluster_dns: Vec<String>,
+}
+
+/// Runs the agent until `stop` is done. Pods run on after it.
+pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    tokio::pin!(stop);
+    let prepared = tokio::select! {
+        () = &mut stop => return Ok(()),
+        prepared = prepare(&settings) => prepared?,
+    };
+    let (config, credentials) = prepared;
+    let ctx = context(&settings, &config, &credentials)?;
+    server::start(ctx.clone(), &config, &credentials).await;
+    let (network_tx, network) = watch::channel(Err("netd has not answered yet".to_owned()));
+    let reporter = NodeReporter {
+        conn: ctx.conn.clone(),
+        config: config.clone(),
+        machine: ctx.machine.clone(),
+        data_dir: settings.data_dir.clone(),
+        network,
+    };
+    tokio::spawn(reporter.run());
+    api::lease::start(ctx.conn.clone(), config.node_name.clone());
+    let pki = settings.config_dir.join("pki");
+    api::renew::start(ctx.conn.clone(), credentials.clone(), pki, config.node_name.clone());
+    tokio::spawn(follow_members(settings.config_dir.clone(), ctx.conn.clone()));
+    tokio::spawn(manager::run(ctx, network_tx));
+    notify_ready();
+    tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "node agent runs");
+    stop.await;
+    tracing::info!("node agent ends; its Pods run on");
+    Ok(())
+}
+
+/// Waits for node.json and the certificate.
+async fn prepare(settings: &Settings) -> anyhow::Result<(NodeConfig, Arc<Credentials>)> {
+    for dir in [&settings.data_dir, &settings.run_dir] {
+        std::fs::create_dir_all(dir).map_err(|e| anyhow::anyhow!("{}: {e}", dir.display()))?;
+    }
+    let config = wait("the node's configuration", || NodeConfig::load(&settings.config_dir)).await;
+    let pki = settings.config_dir.join("pki");
+    let credentials = wait("the agent's certificate", || {
+        Credentials::load(&pki, "agent")
+            .or_else(|error| restore_key(&pki).then(|| Credentials::load(&pki, "agent")).unwrap_or(Err(error)))
+    });
+    Ok((config, credentials.await))
+}
+
+/// A renewal that was interrupted between key and certificate left the old key beside the new.
+fn restore_key(pki: &Path) -> bool {
+    let old = pki.join("agent.key.old");
+    old.exists() && std::fs::rename(old, pki.join("agent.key")).is_ok()
+}
+
+async fn wait<T, E: std::fmt::Display>(what: &str, mut load: impl FnMut() -> Result<T, E>) -> T {
+    let mut said: Option<tokio::time::Instant> = None;
+    loop {
+        match load() {
+            Ok(value) => return value,
+            Err(error) if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) => {
+                tracing::info!(%error, "waiting for {what}");
+                said = Some(tokio::time::Instant::now());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn endpoints(config: &NodeConfig) -> Vec<String> {
+    let local = config.api_unix_socket.iter().map(|p| format!("unix://{}", p.display()));
+    local.chain(config.api_endpoints()).collect()
+}
+
+fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentials>) -> anyhow::Result<Arc<Context>> {
+    let conn = Connection::new(endpoints(config), ClientTls::to_member(credentials)?);
+    let mut insecure = config.insecure_registries.clone();
+    insecure.extend(settings.insecure_registries.clone());
+    let options = Options { insecure_registries: insecure, ..Options::default() };
+    let images = ImageStore::open(&settings.data_dir.join("images"), options)?;
+    Ok(Arc::new(Context {
+        netd: Netd::new(&settings.run_dir)?,
+        images,
+        refs: RefCache::new(conn.clone()),
+        recorder: Recorder::start(conn.clone(), config.node_name.clone()),
+        registry: Arc::new(Registry::default()),
+        node_name: config.node_name.clone(),
+        host_ip: config.advertise_address.to_string(),
+        machine: Machine::measure(&settings.data_dir),
+        data_dir: settings.data_dir.clone(),
+        run_dir: settings.run_dir.clone(),
+        shim_program: settings.shim.clone(),
+        cgroup_root: settings.cgroup_root.clone(),
+        cluster_dns: settings.cluster_dns.clone(),
+        starts: Semaphore::new(STARTS_AT_ONCE),
+        clock: Clock::start(),
+        conn,
+    }))
+}
+
+/// Membership changes reach the agent through node.json and the members' own answers.
+async fn follow_members(config_dir: PathBuf, conn: Connection) {
+    /// New members are few and old ones stay reachable while they are added.
+    const EVERY: Duration = Duration::from_secs(30);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let call = conn.call(|chan| async move {
+            let mut client = trellis_proto::api::cluster_client::ClusterClient::new(chan);
+            client.status(trellis_proto::api::StatusRequest {}).await
+        });
+        let Ok(mut config) = NodeConfig::load(&config_dir) else { continue };
+        if let Ok(reply) = call.await {
+            let members = reply.into_inner().members;
+            let known = members.into_iter().filter(|m| !m.api_address.is_empty()).map(|m| {
+                trellis_proto::node_config::MemberAddress {
+                    id: m.id,
+                    name: m.name,
+                    api_address: m.api_address,
+                    peer_address: m.peer_address,
+                }
+            });
+            let known: Vec<_> = known.collect();
+            if !known.is_empty() {
+                config.members = known;
+            }
+        }
+        conn.set_endpoints(endpoints(&config));
+    }
+}
+
+/// Tells a service manager that waits for it (sd_notify).
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
+        match path.to_str().and_then(|p| p.strip_prefix('@')) {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                socket.send_to_addr(b"READY=1", &address)
+            }
+            None => socket.send_to(b"READY=1", &path),
+        }
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell the service manager that the agent is ready");
+    }
+}

@@ -1,0 +1,213 @@
+//! The sandbox: shim, network, and their removal.
+use super::{
+    super::{
+        event::Event,
+        persist::PodDir,
+        worker::{Mailbox, Message, Report, shim_container},
+    },
+    Context, Step,
+};
+use crate::{
+    runtime::{etc, shim::Shim, spec::resources},
+    volume,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+use trellis_sandbox::{Cleanup, cgroup::CgroupRoot, cleanup as remove_leftovers};
+use trellis_shim_protocol::{Happening, Phase, SandboxConfig};
+
+/// How long processes and cgroups may take to vanish.
+const VANISH_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks at a shim whose event stream broke.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The Pod's cgroup below the root.
+pub fn cgroup_path(uid: &str) -> String {
+    format!("trellis/pod{uid}")
+}
+
+/// Starts the shim. What an earlier one left is removed first.
+pub async fn create(step: Step) -> Event {
+    let Ok(_slot) = step.ctx.starts.acquire().await else {
+        return Event::SandboxFailed { message: "the agent is ending".into() };
+    };
+    if let Err(message) = remove(&step.ctx, step.uid()).await {
+        return Event::SandboxFailed { message };
+    }
+    let config = config(&step);
+    let ips = step.pod_ips();
+    if step.host_network()
+        && let Err(error) = etc::write(&step.dir.etc(), &step.pod, &ips, &step.ctx.cluster_dns)
+    {
+        return Event::SandboxFailed { message: format!("{}: {error}", step.dir.etc().display()) };
+    }
+    match Shim::launch(step.ctx.shim_program.clone(), config).await {
+        Ok(_) => Event::SandboxCreated,
+        Err(error) => Event::SandboxFailed { message: error.to_string() },
+    }
+}
+
+fn config(step: &Step) -> SandboxConfig {
+    let uid = step.uid();
+    let spec = step.pod.spec.clone().unwrap_or_default();
+    let host_network = step.host_network();
+    let mut config = SandboxConfig::new(uid, step.ctx.shim_dir(uid), &cgroup_path(uid));
+    config.cgroup_root = step.ctx.cgroup_root.clone();
+    config.pod_namespace = step.namespace().to_owned();
+    config.pod_name = step.pod.metadata.name.clone().unwrap_or_default();
+    config.hostname = if host_network { String::new() } else { etc::hostname(&step.pod) };
+    config.limits = resources::pod_cgroup(&step.pod);
+    config.host_network = host_network;
+    config.host_ipc = spec.host_ipc.unwrap_or(false);
+    config.host_pid = spec.host_pid.unwrap_or(false);
+    config.share_pid = spec.share_process_namespace.unwrap_or(false);
+    let sysctls = spec.security_context.and_then(|c| c.sysctls).unwrap_or_default();
+    config.sysctls = sysctls.into_iter().map(|s| (s.name, s.value)).collect::<BTreeMap<_, _>>();
+    config
+}
+
+/// Hands the netns to netd, awaits its word, and writes what depends on the addresses.
+pub async fn attach(step: Step) -> Event {
+    let failed = |message: String| Event::NetworkFailed { message };
+    let fds = match step.shim.netns().await {
+        Ok(fds) => fds,
+        Err(error) => return failed(error.to_string()),
+    };
+    let name = step.pod.metadata.name.clone().unwrap_or_default();
+    match step.ctx.netd.attach(step.uid(), step.namespace(), &name, fds).await {
+        Ok(reply) => {
+            if let Err(e) = etc::write(&step.dir.etc(), &step.pod, &reply.addresses, &step.ctx.cluster_dns) {
+                return failed(format!("{}: {e}", step.dir.etc().display()));
+            }
+            Event::NetworkAttached { addresses: reply.addresses }
+        }
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// Tells netd that the Pod goes.
+pub async fn detach(step: Step) -> Event {
+    match step.ctx.netd.detach(step.uid()).await {
+        Ok(()) => Event::NetworkDetached,
+        Err(error) => Event::TeardownFailed { message: error.to_string() },
+    }
+}
+
+/// Ends the shim and removes all that the Pod had on this node; a finished Pod's logs and state
+/// stay until it is deleted.
+pub async fn cleanup(step: Step, keep_logs: bool) -> Event {
+    let failed = |message: String| Event::TeardownFailed { message };
+    if let Err(message) = remove(&step.ctx, step.uid()).await {
+        return failed(message);
+    }
+    let dir = step.dir.clone();
+    let memory = volume::memory_dir(&step.ctx.run_dir, step.uid());
+    let removed = tokio::task::spawn_blocking(move || {
+        volume::local::remove(&dir.volumes())?;
+        volume::local::remove(&memory)?;
+        for folder in [dir.containers(), dir.etc()] {
+            volume::local::remove(&folder)?;
+        }
+        if keep_logs { Ok(()) } else { volume::local::remove(dir.path()) }
+    });
+    match removed.await {
+        Ok(Ok(())) => Event::CleanedUp,
+        Ok(Err(error)) => failed(format!("removing the Pod's files: {error}")),
+        Err(_) => failed("the agent is ending".into()),
+    }
+}
+
+/// Ends a shim, if there is one, and removes its processes, mounts, cgroup and folder.
+pub async fn remove(ctx: &Context, uid: &str) -> Result<(), String> {
+    let dir = ctx.shim_dir(uid);
+    if dir.exists()
+        && let Err(error) = Shim::at(&dir).shutdown().await
+    {
+        // It may hang; what follows kills it by its cgroup.
+        tracing::warn!(uid, %error, "the shim did not end by itself");
+    }
+    let what = Cleanup {
+        cgroup_root: CgroupRoot::parse(&ctx.cgroup_root),
+        cgroup_path: cgroup_path(uid),
+        dirs: vec![dir],
+        within: VANISH_WITHIN,
+    };
+    let done = tokio::task::spawn_blocking(move || remove_leftovers(&what).map_err(|e| e.to_string()));
+    let cleaned = done.await.map_err(|e| e.to_string())??;
+    tracing::debug!(uid, ?cleaned, "sandbox removed");
+    Ok(())
+}
+
+/// What a living shim holds; `None` when none lives. Containers that were made and never started
+/// are deleted: their start did not happen.
+pub async fn report(shim: &Shim, dir: &PodDir, ids: &mut HashMap<String, (String, u32)>) -> Option<Report> {
+    let state = match shim.state().await {
+        Ok(state) => state,
+        Err(error) if error.is_gone() => return None,
+        Err(error) => {
+            tracing::error!(%error, "a shim does not answer: taken for dead");
+            return None;
+        }
+    };
+    let mut report = Report::default();
+    for c in &state.containers {
+        if c.phase == Phase::Created {
+            if let Err(error) = shim.delete(c.id.clone()).await {
+                tracing::warn!(id = c.id, %error, "cannot delete a container that was never started");
+            }
+            continue;
+        }
+        let message = match &c.exit {
+            Some(exit) => super::container::message_of(dir, c, exit.code),
+            None => String::new(),
+        };
+        if let Some(found) = shim_container(c, message) {
+            ids.insert(found.id.clone(), (found.name.clone(), found.attempt));
+            report.containers.push(found);
+        }
+    }
+    Some(report)
+}
+
+/// Tells the worker of every exit, whatever happens to the stream; returns when the shim is gone.
+pub async fn follow(shim: Shim, tx: Mailbox) {
+    let mut after = 0;
+    loop {
+        match shim.events(after).await {
+            Ok(mut stream) => {
+                // The shim keeps a bounded number of events; its state has every exit.
+                if tell_exits(&shim, &tx).await.is_err() {
+                    return;
+                }
+                while let Ok(Some(event)) = stream.next_event().await {
+                    after = event.sequence;
+                    if let Happening::Exited(exit) = event.what
+                        && tx.send(Message::ShimExit(event.id, exit)).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "following a shim"),
+        }
+        match shim.state().await {
+            Err(error) if error.is_gone() => {
+                drop(tx.send(Message::Event(Event::SandboxLost)).await);
+                return;
+            }
+            _ => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+async fn tell_exits(shim: &Shim, tx: &Mailbox) -> Result<(), ()> {
+    let Ok(state) = shim.state().await else { return Ok(()) };
+    for c in state.containers {
+        if let Some(exit) = c.exit {
+            tx.send(Message::ShimExit(c.id, exit)).await.map_err(|_| ())?;
+        }
+    }
+    Ok(())
+}

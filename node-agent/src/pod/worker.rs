@@ -1,0 +1,505 @@
+//! The driver of one Pod: feeds its machine, and does what it answers. Steps that wait run as
+//! tasks of their own ([`super::steps`]) and tell their outcome as an event; each ends by itself,
+//! so the machine never waits for an answer that does not come.
+use super::{
+    event::{Effect, Event, Now, ProbeKind, StopKind},
+    machine::{Condition, Machine, ShimContainer, ShimReport, State},
+    persist::{PodDir, read_json},
+    plan::{PodPlan, seconds},
+    registry::{ContainerView, PodView},
+    status,
+    steps::{self, Context, probe, volumes},
+};
+use crate::{
+    api,
+    runtime::shim::{self, Shim},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+use trellis_image::Image;
+use trellis_shim_protocol::Phase;
+
+/// Events waiting for one Pod's machine. Senders wait for room: none is lost.
+const QUEUE: usize = 64;
+
+/// What the manager and the Pod's own tasks say to its worker.
+#[derive(Debug)]
+pub enum Message {
+    /// The object's present state.
+    Pod(Arc<Pod>),
+    /// The object is gone from the API.
+    Gone,
+    /// netd lost its hold on the Pod's netns (it restarted).
+    Reattach,
+    /// Something for the machine.
+    Event(Event),
+    /// The image of a container is here.
+    Image(String, Arc<Image>),
+    /// A container of the shim ended.
+    ShimExit(String, trellis_shim_protocol::Exit),
+}
+
+/// A worker's mailbox.
+pub type Mailbox = mpsc::Sender<Message>;
+
+/// One Pod.
+pub struct Worker {
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    dir: PodDir,
+    machine: Machine,
+    shim: Shim,
+    tx: Mailbox,
+    rx: mpsc::Receiver<Message>,
+    tasks: JoinSet<()>,
+    probes: HashMap<String, Vec<AbortHandle>>,
+    events: Option<AbortHandle>,
+    refresher: Option<AbortHandle>,
+    images: HashMap<String, Arc<Image>>,
+    /// Runtime id → container, attempt.
+    ids: HashMap<String, (String, u32)>,
+    wishes: watch::Sender<api::status::Wish>,
+    /// The object says it all: nothing is written over it.
+    silent: bool,
+    finished: bool,
+}
+
+impl Worker {
+    /// Starts the worker of a Pod; it ends by itself when the Pod is over, and tells `over`.
+    pub fn start(ctx: Arc<Context>, pod: Arc<Pod>, over: mpsc::Sender<String>) -> Mailbox {
+        let (tx, rx) = mpsc::channel(QUEUE);
+        let mailbox = tx.clone();
+        tokio::spawn(async move {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let worker = Self::recover(ctx.clone(), pod, tx, rx).await;
+            worker.run().await;
+            ctx.registry.remove(&uid);
+            drop(over.send(uid).await);
+        });
+        mailbox
+    }
+
+    async fn recover(ctx: Arc<Context>, pod: Arc<Pod>, tx: Mailbox, rx: mpsc::Receiver<Message>) -> Self {
+        let plan = PodPlan::from_pod(&pod);
+        let dir = PodDir::new(&ctx.data_dir, &plan.uid);
+        let shim = Shim::at(&ctx.shim_dir(&plan.uid));
+        let now = ctx.now();
+        let saved = read_json::<super::machine::Persisted>(&dir.state()).filter(|s| s.fits(&plan.uid));
+        let mut ids = HashMap::new();
+        let report = steps::sandbox::report(&shim, &dir, &mut ids).await;
+        let silent = saved.is_none() && report.is_none() && status::is_terminal(&pod);
+        let mut machine = match (&saved, &report) {
+            _ if silent => Machine::finished_elsewhere(plan, now),
+            (Some(saved), report) => Machine::recover(plan, saved, report.as_ref(), now),
+            // The data folder was lost, the shim was not: what it says is all there is.
+            (None, Some(report)) => Machine::adopt_blind(plan, report, now),
+            (None, None) => Machine::new(plan, now),
+        };
+        seed_conditions(&mut machine, &pod);
+        let (wishes, wished) = watch::channel(None);
+        tokio::spawn(api::status::run(ctx.conn.clone(), wished));
+        let adopted = report.is_some();
+        let mut worker = Self {
+            ctx,
+            pod,
+            dir,
+            machine,
+            shim,
+            tx,
+            rx,
+            tasks: JoinSet::new(),
+            probes: HashMap::new(),
+            events: None,
+            refresher: None,
+            images: HashMap::new(),
+            ids,
+            wishes,
+            silent,
+            finished: false,
+        };
+        if adopted {
+            worker.adopted();
+        }
+        worker
+    }
+
+    /// Watches the shim again, and probes what runs.
+    fn adopted(&mut self) {
+        self.follow_shim();
+        let running: Vec<(String, u32, bool, bool, bool)> = self
+            .machine
+            .running()
+            .map(|(c, attempt)| {
+                let p = &c.plan;
+                (p.name.clone(), attempt, p.startup_probe && !c.started, p.readiness_probe, p.liveness_probe)
+            })
+            .collect();
+        tracing::info!(pod = %self.label(), running = running.len(), "adopted");
+        for (name, attempt, startup, readiness, liveness) in running {
+            if startup {
+                self.start_probe(&name, attempt, ProbeKind::Startup);
+                continue;
+            }
+            for (_, kind) in
+                [(readiness, ProbeKind::Readiness), (liveness, ProbeKind::Liveness)].into_iter().filter(|(w, _)| *w)
+            {
+                self.start_probe(&name, attempt, kind);
+            }
+        }
+    }
+
+    fn label(&self) -> String {
+        let meta = &self.pod.metadata;
+        format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    }
+
+    async fn run(mut self) {
+        let first = match self.deletion() {
+            // Before anything is begun: a Pod that is to go must not start first.
+            Some(grace) => Event::Delete { grace },
+            None => Event::Tick,
+        };
+        self.save_object();
+        self.feed(first);
+        while !self.finished {
+            let deadline = self.machine.next_deadline().map(|at| self.ctx.instant(at));
+            let tick = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = self.rx.recv() => match message {
+                    Some(message) => self.on_message(message),
+                    None => break,
+                },
+                () = tick => self.feed(Event::Tick),
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if let Err(error) = done && error.is_panic() {
+                        tracing::error!(pod = %self.label(), %error, "a step panicked");
+                    }
+                }
+            }
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Pod(pod) => self.on_pod(pod),
+            Message::Gone => self.feed(Event::Gone),
+            Message::Reattach => self.spawn_attach(false),
+            Message::Event(event) => self.feed(event),
+            Message::Image(container, image) => {
+                let full = self.image_name(&container);
+                let image_id = crate::image::status_id(&image, &full);
+                self.images.insert(container.clone(), image);
+                self.feed(Event::ImageReady { container, image_id });
+            }
+            Message::ShimExit(id, exit) => self.on_exit(&id, &exit),
+        }
+    }
+
+    fn on_pod(&mut self, pod: Arc<Pod>) {
+        let old = std::mem::replace(&mut self.pod, pod);
+        if old.spec != self.pod.spec || old.metadata.labels != self.pod.metadata.labels {
+            self.save_object();
+        }
+        self.publish();
+        if let Some(grace) = self.deletion() {
+            self.feed(Event::Delete { grace });
+        } else if old.spec != self.pod.spec {
+            self.feed(Event::Updated(PodPlan::from_pod(&self.pod)));
+        }
+    }
+
+    /// The grace period, if the object is marked for deletion.
+    fn deletion(&self) -> Option<Duration> {
+        let meta = &self.pod.metadata;
+        meta.deletion_timestamp.as_ref()?;
+        Some(meta.deletion_grace_period_seconds.map_or(super::plan::DEFAULT_GRACE, seconds))
+    }
+
+    fn on_exit(&mut self, id: &str, exit: &trellis_shim_protocol::Exit) {
+        let Some((container, attempt)) = self.ids.get(id).cloned() else { return };
+        let message = steps::container::termination_message(&self.pod, &self.dir, &container, id, attempt, exit.code);
+        let started = self.machine.running().find(|(c, _)| c.id == id).and_then(|(c, _)| match c.state {
+            State::Running { since } => Some(since),
+            _ => None,
+        });
+        let mut exit = shim::exit(exit, None, message);
+        exit.started = started;
+        // Persisted by the machine's first effect; only then may the shim forget it.
+        self.feed(Event::Exited { container, attempt, exit });
+        self.ids.remove(id);
+        let (shim, id, folder) = (self.shim.clone(), id.to_owned(), self.dir.containers());
+        self.tasks.spawn(async move {
+            match shim.delete(id.clone()).await {
+                Ok(()) => drop(tokio::fs::remove_dir_all(folder.join(&id)).await),
+                Err(error) => tracing::debug!(%id, %error, "an ended container stays until the Pod goes"),
+            }
+        });
+    }
+
+    /// Gives an event to the machine and does what it answers.
+    fn feed(&mut self, event: Event) {
+        let effects = self.machine.on_event(event, self.ctx.now());
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::PrepareVolumes => self.prepare_volumes(),
+            Effect::CreateSandbox => self.step(|s| Box::pin(steps::sandbox::create(s))),
+            Effect::AttachNetwork => {
+                self.follow_shim();
+                self.spawn_attach(true);
+            }
+            Effect::EnsureImage { container } => self.ensure_image(container),
+            Effect::Start { container, attempt } => self.start_container(container, attempt),
+            Effect::Stop { container, attempt, kind } => self.stop(&container, attempt, kind),
+            Effect::StartProbe { container, attempt, kind } => self.start_probe(&container, attempt, kind),
+            Effect::StopProbes { container } => {
+                self.probes.remove(&container).into_iter().flatten().for_each(|p| p.abort());
+            }
+            Effect::DetachNetwork => self.step(|s| Box::pin(steps::sandbox::detach(s))),
+            Effect::Cleanup { keep_logs } => self.cleanup(keep_logs),
+            Effect::DeleteFromApi => self.step(|s| Box::pin(steps::delete_from_api(s))),
+            Effect::Persist if self.machine.is_removing() || self.silent => {}
+            Effect::Persist => {
+                if let Err(error) = self.dir.save_state(&self.machine) {
+                    tracing::error!(pod = %self.label(), %error, "cannot keep the Pod's state: an agent restart may lose exit codes");
+                }
+            }
+            Effect::ReportStatus => self.report(),
+            Effect::Note(note) => self.ctx.recorder.note(&self.pod, note),
+            Effect::Finished => self.finished = true,
+        }
+    }
+
+    fn snapshot(&self) -> steps::Step {
+        steps::Step {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            dir: self.dir.clone(),
+            shim: self.shim.clone(),
+            addresses: self.machine.addresses.clone(),
+            tx: self.tx.clone(),
+        }
+    }
+
+    /// Runs a step whose outcome is an event.
+    fn step(
+        &mut self,
+        run: impl FnOnce(steps::Step) -> std::pin::Pin<Box<dyn Future<Output = Event> + Send>> + Send + 'static,
+    ) {
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        self.tasks.spawn(async move {
+            let event = run(snapshot).await;
+            drop(tx.send(Message::Event(event)).await);
+        });
+    }
+
+    fn prepare_volumes(&mut self) {
+        let old = self.refresher.take();
+        old.into_iter().for_each(|task| task.abort());
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        // Stays as long as the Pod does where its content may change.
+        self.refresher = Some(self.tasks.spawn(async move {
+            match volumes::prepare(&snapshot).await {
+                Ok(held) => {
+                    drop(tx.send(Message::Event(Event::VolumesReady)).await);
+                    volumes::keep_fresh(&snapshot, held).await;
+                }
+                Err(message) => drop(tx.send(Message::Event(Event::VolumesFailed { message })).await),
+            }
+        }));
+    }
+
+    fn spawn_attach(&mut self, wanted: bool) {
+        let snapshot = self.snapshot();
+        let tx = self.tx.clone();
+        self.tasks.spawn(async move {
+            let event = steps::sandbox::attach(snapshot).await;
+            // A repeated handoff changes nothing for the machine unless it brings addresses.
+            if wanted || matches!(event, Event::NetworkAttached { .. }) {
+                drop(tx.send(Message::Event(event)).await);
+            }
+        });
+    }
+
+    fn follow_shim(&mut self) {
+        if self.events.as_ref().is_some_and(|e| !e.is_finished()) {
+            return;
+        }
+        let (shim, tx) = (self.shim.clone(), self.tx.clone());
+        self.events = Some(self.tasks.spawn(steps::sandbox::follow(shim, tx)));
+    }
+
+    fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod.spec.as_ref()?;
+        spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name).cloned()
+    }
+
+    fn image_name(&self, container: &str) -> String {
+        let image = self.container(container).and_then(|c| c.image).unwrap_or_default();
+        trellis_image::normalize(&image).unwrap_or(image)
+    }
+
+    fn ensure_image(&mut self, container: String) {
+        let Some(spec) = self.container(&container) else { return };
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        self.tasks.spawn(async move {
+            let message = steps::container::ensure_image(snapshot, spec).await;
+            drop(tx.send(message).await);
+        });
+    }
+
+    fn start_container(&mut self, container: String, attempt: u32) {
+        let (Some(spec), Some(image)) = (self.container(&container), self.images.get(&container).cloned()) else {
+            let message = "its image is not known".to_owned();
+            return self.later(Event::ConfigFailed { container, attempt, message });
+        };
+        let id = steps::container::new_id(&container, attempt);
+        self.ids.insert(id.clone(), (container, attempt));
+        self.follow_shim();
+        self.step(move |s| Box::pin(async move { steps::container::start(s, &spec, &image, id, attempt).await }));
+    }
+
+    fn later(&mut self, event: Event) {
+        self.step(move |_| Box::pin(async move { event }));
+    }
+
+    fn stop(&mut self, container: &str, attempt: u32, kind: StopKind) {
+        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
+        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let signal = match kind {
+            StopKind::Ask { .. } => steps::container::stop_signal(&spec, self.images.get(container).map(|i| &**i)),
+            StopKind::Kill => 9,
+        };
+        let snapshot = self.snapshot();
+        self.tasks.spawn(async move { steps::container::stop(&snapshot, &spec, id, signal, kind).await });
+    }
+
+    fn start_probe(&mut self, container: &str, attempt: u32, kind: ProbeKind) {
+        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
+        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let snapshot = self.snapshot();
+        let task = self.tasks.spawn(probe::run(snapshot, spec, id, attempt, kind));
+        self.probes.entry(container.to_owned()).or_default().push(task);
+    }
+
+    fn cleanup(&mut self, keep_logs: bool) {
+        for task in [self.refresher.take(), self.events.take()].into_iter().flatten() {
+            task.abort();
+        }
+        self.step(move |s| Box::pin(steps::sandbox::cleanup(s, keep_logs)));
+    }
+
+    fn save_object(&self) {
+        if self.machine.is_removing() {
+            return;
+        }
+        if let Err(error) = self.dir.save_object(&self.pod) {
+            tracing::error!(pod = %self.label(), %error, "cannot keep the Pod's object: it will not start without the control plane");
+        }
+    }
+
+    fn report(&mut self) {
+        self.publish();
+        if self.silent || self.finished {
+            return;
+        }
+        let status = status::build(&self.machine, &self.pod, &self.ctx.host_ip);
+        let same = |wish: &api::status::Wish| wish.as_ref().is_some_and(|(_, s)| *s == status);
+        if !same(&self.wishes.borrow()) && self.pod.status.as_ref() != Some(&status) {
+            self.wishes.send_replace(Some((self.pod.clone(), status)));
+        }
+    }
+
+    /// What the server on 10250 needs to find logs and containers.
+    fn publish(&self) {
+        let containers = self.machine.containers.iter().map(|c| ContainerView {
+            name: c.plan.name.clone(),
+            id: c.id.clone(),
+            running: matches!(c.state, State::Running { .. }),
+            attempts: c.restart_count()
+                + u32::from(c.alive() || c.last.is_some() || matches!(c.state, State::Ended(_))),
+            main: c.plan.role == super::plan::Role::Main,
+        });
+        self.ctx.registry.publish(PodView {
+            pod: self.pod.clone(),
+            containers: containers.collect(),
+            addresses: self.machine.addresses.clone(),
+            attached: self.machine.sandbox_ready() && !self.machine.is_kept(),
+        });
+    }
+}
+
+fn seed_conditions(machine: &mut Machine, pod: &Pod) {
+    for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"] {
+        let old = pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind);
+        if let Some(c) = old
+            && let Some(since) = &c.last_transition_time
+        {
+            let condition = Condition {
+                status: c.status == "True",
+                reason: c.reason.clone().unwrap_or_default(),
+                message: c.message.clone().unwrap_or_default(),
+                since: since.0,
+            };
+            machine.seed_condition(kind, condition);
+        }
+    }
+}
+
+/// A container of a shim's state, for the machine.
+pub(super) fn shim_container(state: &trellis_shim_protocol::ContainerState, message: String) -> Option<ShimContainer> {
+    let (name, attempt) = shim::labels(state)?;
+    if state.phase == Phase::Created {
+        return None;
+    }
+    Some(ShimContainer {
+        name,
+        attempt,
+        id: state.id.clone(),
+        started: state.started_at.map(shim::wall),
+        exit: state.exit.as_ref().map(|e| shim::exit(e, state.started_at, message)),
+    })
+}
+
+/// Used by [`steps::sandbox::report`].
+pub(super) type Report = ShimReport;
+
+/// The two clocks of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Starts counting now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        Now { mono: self.0.elapsed(), wall: Timestamp::now() }
+    }
+
+    /// A monotonic time as tokio wants it.
+    pub fn instant(&self, at: Duration) -> Instant {
+        self.0 + at
+    }
+}

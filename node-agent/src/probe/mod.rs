@@ -1,0 +1,3 @@
+//! Probes: [`machine`] counts and times them without I/O, [`run`] tries them.
+pub mod machine;
+pub mod run;
