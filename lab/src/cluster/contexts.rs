@@ -1,6 +1,9 @@
 //! The lab's context in the command line's configuration.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use trellis_proto::client::{ClusterContext, Contexts};
 
@@ -32,7 +35,21 @@ pub fn add(path: &Path, lab: &str, context: ClusterContext) -> Result<()> {
     let mut contexts = Contexts::load(path).map_err(bad(path))?;
     contexts.current = name_of(lab);
     contexts.contexts.insert(name_of(lab), context);
-    contexts.store(path).map_err(bad(path))
+    contexts.store(path).map_err(bad(path))?;
+    give_to_caller(path)
+}
+
+/// Under sudo the file lies in the home of the one who called it, and is theirs to read.
+fn give_to_caller(path: &Path) -> Result<()> {
+    let id = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
+    let (Some(user), Some(group)) = (id("SUDO_UID"), id("SUDO_GID")) else { return Ok(()) };
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|h| path.starts_with(h));
+    // Outside a home it is nobody's; a home of root's stays root's.
+    let Some(home) = home.filter(|h| std::fs::metadata(h).is_ok_and(|m| m.uid() == user)) else { return Ok(()) };
+    for place in path.ancestors().take_while(|p| *p != home) {
+        std::os::unix::fs::chown(place, Some(user), Some(group)).map_err(Error::io(place.display().to_string()))?;
+    }
+    Ok(())
 }
 
 /// Takes the lab's context out of a file again. When it was the current one and another lab's
@@ -47,7 +64,8 @@ pub fn remove(path: &Path, lab: &str) -> Result<()> {
         let other = contexts.contexts.keys().find(|k| k.starts_with("lab-"));
         contexts.current = other.cloned().unwrap_or_default();
     }
-    contexts.store(path).map_err(bad(path))
+    contexts.store(path).map_err(bad(path))?;
+    give_to_caller(path)
 }
 
 /// The file that `trellis` reads when nobody says otherwise.

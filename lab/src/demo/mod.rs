@@ -186,6 +186,11 @@ impl Stage<'_> {
         let name = &self.backend.topology().name;
         let flag = if name == "lab" { String::new() } else { format!(" -n {name}") };
         println!("\nThe cluster stays up (context {}). Try:", contexts::name_of(name));
+        let found =
+            std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("trellis").exists()));
+        if !found {
+            println!("  export PATH={}:$PATH", self.bin_dir.display());
+        }
         println!("  trellis get pods -o wide");
         println!("  trellis get nodes");
         println!("  trellis scale deployment {NAME} --replicas=6");
