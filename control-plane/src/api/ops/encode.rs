@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 
 use bytes::Bytes;
+use serde_json::Value;
 use trellis_model::selector::{FieldSelector, LabelSelector, fields_of};
 use trellis_model::{Kind, Object};
 
@@ -54,7 +55,7 @@ pub struct Encoded {
 pub fn encode(object: &Object, sealer: &Sealer) -> Result<Encoded, ApiError> {
     let kind = object.kind();
     let key = key_of(kind, object.namespace(), object.name());
-    let plain = Bytes::from(object.encode());
+    let plain = Bytes::from(canonical(object));
     let (api_version, name) = (kind.api_version(), kind.name());
     let head = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"{name}\",\"metadata\":{{");
     if !plain.starts_with(head.as_bytes()) || object.name().is_empty() {
@@ -65,6 +66,24 @@ pub fn encode(object: &Object, sealer: &Sealer) -> Result<Encoded, ApiError> {
     let json = if sealed { sealer.seal(&key, &plain) } else { plain.clone() };
     let stored = Stored { json, splice_at, index: index(object), sealed };
     Ok(Encoded { key, stored, plain })
+}
+
+/// The object's JSON, beginning with apiVersion, kind and metadata whatever its kind: the types
+/// of kinds without a spec write their other fields first.
+fn canonical(object: &Object) -> Vec<u8> {
+    if !matches!(object.kind(), Kind::ConfigMap | Kind::Secret | Kind::Event) {
+        return object.encode();
+    }
+    let Value::Object(mut from) = object.to_value() else { return object.encode() };
+    let mut ordered = serde_json::Map::with_capacity(from.len());
+    for first in ["apiVersion", "kind", "metadata"] {
+        if let Some(value) = from.shift_remove(first) {
+            ordered.insert(first.to_owned(), value);
+        }
+    }
+    ordered.extend(from);
+    // A map of values always serialises.
+    serde_json::to_vec(&ordered).unwrap_or_default()
 }
 
 fn index(object: &Object) -> Index {

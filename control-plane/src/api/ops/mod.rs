@@ -11,7 +11,7 @@ mod apply;
 pub mod backend;
 mod continue_token;
 mod create;
-mod delete;
+pub mod delete;
 pub mod encode;
 mod error;
 mod modify;

@@ -10,7 +10,7 @@ use crate::auth::{Caller, Rule, Verb};
 use crate::store::{Op, OpError, Versioned, When};
 
 /// What somebody wants an object to become, given what it is.
-pub(super) trait Edit {
+pub(super) trait Edit: Send + Sync {
     /// The wanted object, and warnings about it.
     fn edit(&self, old: &Object) -> Result<(Object, Vec<String>), ApiError>;
 

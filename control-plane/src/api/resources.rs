@@ -1,0 +1,191 @@
+//! The Resources service: decodes, calls the operation, maps the error.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use tonic::{Request, Response, Status};
+use trellis_model::Kind;
+use trellis_proto::api;
+use trellis_proto::api::resources_server::Resources;
+
+use super::ops::delete::DeleteArgs;
+use super::ops::{
+    Answer, ApiError, Effect, ListArgs, Ops, Part, Target, WatchArgs, WatchItem, WatchKind, WatchStream, WriteOptions,
+};
+use super::session::{Limits, Permit};
+use super::status::status;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct ResourcesService {
+    ops: Ops,
+    limits: Limits,
+}
+
+impl ResourcesService {
+    /// On these operations, counting calls in `limits`.
+    pub fn new(ops: Ops, limits: Limits) -> Self {
+        Self { ops, limits }
+    }
+}
+
+fn target(key: Option<api::ObjectKey>) -> Result<Target, Status> {
+    let key = key.ok_or_else(|| status(ApiError::BadRequest("the key is missing".into())))?;
+    let kind = Kind::from_group_kind(&key.group, &key.kind).map_err(|e| status(ApiError::BadRequest(e.to_string())))?;
+    Ok(Target::new(kind, key.namespace, key.name))
+}
+
+fn object(answer: Answer) -> api::Object {
+    let key = api::ObjectKey {
+        group: answer.key.group,
+        kind: answer.key.kind,
+        namespace: answer.key.namespace,
+        name: answer.key.name,
+    };
+    api::Object { key: Some(key), revision: answer.revision, json: answer.json }
+}
+
+fn reply(answer: Answer, applied: bool) -> Response<api::ObjectReply> {
+    let outcome = match (applied, answer.effect) {
+        (false, _) => api::ApplyOutcome::Unspecified,
+        (true, Effect::Created) => api::ApplyOutcome::Created,
+        (true, Effect::Configured) => api::ApplyOutcome::Configured,
+        (true, Effect::Unchanged) => api::ApplyOutcome::Unchanged,
+    };
+    let mut answer = answer;
+    let warnings = std::mem::take(&mut answer.warnings);
+    Response::new(api::ObjectReply { object: Some(object(answer)), warnings, outcome: outcome.into() })
+}
+
+fn event(item: WatchItem) -> api::WatchEvent {
+    let (kind, answer) = match item {
+        WatchItem::Bookmark(revision) => {
+            let kind = api::EventType::Bookmark.into();
+            return api::WatchEvent { r#type: kind, object: None, revision };
+        }
+        WatchItem::Change(kind, answer) => (kind, answer),
+    };
+    let kind = match kind {
+        WatchKind::Added => api::EventType::Added,
+        WatchKind::Modified => api::EventType::Modified,
+        WatchKind::Deleted => api::EventType::Deleted,
+    };
+    let revision = answer.revision;
+    api::WatchEvent { r#type: kind.into(), object: Some(object(answer)), revision }
+}
+
+fn is_network(projection: i32) -> bool {
+    projection == i32::from(api::Projection::Network)
+}
+
+fn is_stale(consistency: i32) -> bool {
+    consistency == i32::from(api::Consistency::Stale)
+}
+
+/// Turns a running watch into messages, holding its place among the client's watches.
+fn messages(watch: WatchStream, permit: Permit) -> impl Stream<Item = Result<api::WatchEvent, Status>> + Send {
+    futures::stream::unfold(Some((watch, permit)), |state| async move {
+        let (mut watch, permit) = state?;
+        match watch.next().await {
+            Ok(item) => Some((Ok(event(item)), Some((watch, permit)))),
+            Err(error) => Some((Err(status(error)), None)),
+        }
+    })
+}
+
+#[tonic::async_trait]
+impl Resources for ResourcesService {
+    async fn create(&self, request: Request<api::CreateRequest>) -> Result<Response<api::ObjectReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
+        let target = target(r.key)?;
+        let answer = self.ops.create(&caller, &target, &r.json, &options).await.map_err(status)?;
+        Ok(reply(answer, false))
+    }
+
+    async fn apply(&self, request: Request<api::ApplyRequest>) -> Result<Response<api::ObjectReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
+        let target = target(r.key)?;
+        let answer = self.ops.apply(&caller, &target, &r.json, &options).await.map_err(status)?;
+        Ok(reply(answer, true))
+    }
+
+    async fn get(&self, request: Request<api::GetRequest>) -> Result<Response<api::ObjectReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let (target, stale) = (target(r.key)?, is_stale(r.consistency));
+        let answer = self.ops.get(&caller, &target, stale).await.map_err(status)?;
+        Ok(reply(answer, false))
+    }
+
+    async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let target = target(r.key)?;
+        let args = ListArgs {
+            label_selector: r.label_selector,
+            field_selector: r.field_selector,
+            limit: r.limit as usize,
+            continue_token: r.continue_token,
+            stale: is_stale(r.consistency),
+            network: is_network(r.projection),
+        };
+        let listed = self.ops.list(&caller, &target, &args).await.map_err(status)?;
+        Ok(Response::new(api::ListReply {
+            items: listed.items.into_iter().map(object).collect(),
+            revision: listed.revision,
+            continue_token: listed.continue_token,
+        }))
+    }
+
+    async fn update(&self, request: Request<api::UpdateRequest>) -> Result<Response<api::ObjectReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let target = target(r.key)?;
+        let part = Part::parse(target.kind, &r.subresource).map_err(status)?;
+        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
+        let done = self.ops.update(&caller, &target, part, &r.json, &options).await;
+        Ok(reply(done.map_err(status)?, false))
+    }
+
+    async fn patch(&self, request: Request<api::PatchRequest>) -> Result<Response<api::ObjectReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let target = target(r.key)?;
+        let part = Part::parse(target.kind, &r.subresource).map_err(status)?;
+        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
+        let done = self.ops.patch(&caller, &target, part, &r.merge_patch, &options).await;
+        Ok(reply(done.map_err(status)?, false))
+    }
+
+    async fn delete(&self, request: Request<api::DeleteRequest>) -> Result<Response<api::DeleteReply>, Status> {
+        let (caller, _permit) = self.limits.call(&request)?;
+        let r = request.into_inner();
+        let target = target(r.key)?;
+        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
+        let args =
+            DeleteArgs { grace_seconds: r.grace_period_seconds, uid: r.uid, revision: r.revision, orphan: r.orphan };
+        let done = self.ops.delete(&caller, &target, &args, &options).await.map_err(status)?;
+        let object = Some(object(done.answer));
+        Ok(Response::new(api::DeleteReply { object, removed: done.removed }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<api::WatchEvent, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<api::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (caller, permit) = self.limits.watch(&request)?;
+        let r = request.into_inner();
+        let target = target(r.key)?;
+        let args = WatchArgs {
+            label_selector: r.label_selector,
+            field_selector: r.field_selector,
+            from_revision: r.from_revision,
+            network: is_network(r.projection),
+        };
+        let watch = self.ops.watch(&caller, &target, &args).await.map_err(status)?;
+        Ok(Response::new(Box::pin(messages(watch, permit))))
+    }
+}
