@@ -1,29 +1,211 @@
 //! The handle that the rest of the control plane holds.
 
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
-use super::types::{
-    LeaderError, Leadership, LeaseGrant, Member, MemberError, MemberStatus, ProposeError, RaftStats,
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::error::{InitializeError, RaftError};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use trellis_proto::peer::leader_client::LeaderClient;
+use trellis_proto::peer::{
+    AddMember, ChangeMembersRequest, RenewLeaseRequest, ReportNetworkRequest,
+    change_members_request::Change,
 };
+
+use super::config::{Tuning, TypeConfig};
+use super::disk::Disk;
+use super::log::LogStore;
+use super::machine::{Applied, Machine};
+use super::network::{Dialer, Network, Peers};
+use super::proposer::{self, Proposal};
+use super::reads::{self, at_leader, leader_channel};
+use super::server::PeerServices;
+use super::snapshots::Snapshots;
+use super::types::{
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus,
+    ProposeError, RaftStats,
+};
+use super::{leader, membership, upkeep, wire};
 use crate::store::{Command, Outcome, Store};
+
+pub(super) type RaftHandle = openraft::Raft<TypeConfig, Machine>;
+
+/// What a member is started with.
+pub struct Options {
+    /// This member's id.
+    pub id: u64,
+    /// For openraft's messages.
+    pub cluster_name: String,
+    /// Folder of log and snapshots; nobody else may use it.
+    pub data_dir: PathBuf,
+    /// The disk; [`RealDisk`](super::disk::RealDisk) outside tests.
+    pub disk: Arc<dyn Disk>,
+    /// Makes connections to other members.
+    pub dialer: Arc<dyn Dialer>,
+    /// What only the leader's memory knows.
+    pub hooks: Arc<dyn LeaderHooks>,
+    /// Timings and sizes.
+    pub tuning: Tuning,
+}
+
+/// Why a member does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its data cannot be read.
+    #[error("member {id} cannot open its data in {}: {source}", dir.display())]
+    Data {
+        /// The member.
+        id: u64,
+        /// Its folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The timings make no sense.
+    #[error("the raft settings are refused: {0}")]
+    Config(#[from] openraft::ConfigError),
+    /// Raft refuses its stored state.
+    #[error("raft does not start: {0}")]
+    Raft(String),
+}
 
 /// One member of the cluster; cheap to clone. Every method works on any member.
 #[derive(Debug, Clone)]
 pub struct Consensus {
     inner: Arc<Inner>,
+    proposals: mpsc::Sender<Proposal>,
+    barriers: mpsc::Sender<reads::Waiter>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    id: u64,
+pub(super) struct Inner {
+    pub(super) id: u64,
+    pub(super) store: Store,
+    pub(super) raft: RaftHandle,
+    pub(super) peers: Peers,
+    pub(super) hooks: Arc<dyn LeaderHooks>,
+    pub(super) tuning: Tuning,
+    pub(super) leadership: watch::Receiver<Leadership>,
+    pub(super) applied: watch::Receiver<Applied>,
+    /// Membership changes run one at a time.
+    pub(super) changing: Mutex<()>,
+    pub(super) stopped: CancellationToken,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Waits until this member has applied everything before `next_index`.
+    pub(super) async fn wait_applied(&self, next_index: u64) {
+        let mut applied = self.applied.clone();
+        tokio::select! {
+            // The sender lives as long as raft does.
+            _ = applied.wait_for(|a| a.next_index >= next_index) => {}
+            () = self.stopped.cancelled() => {}
+        }
+    }
+}
+
+/// Starts a member from what its folder holds. With an empty folder it waits to be added to a
+/// cluster, or for [`Consensus::bootstrap`]. The services are to be served on its peer address.
+pub async fn start(
+    options: Options,
     store: Store,
-    leadership: watch::Receiver<Leadership>,
-}
-
-fn not_yet() -> LeaderError {
-    LeaderError::Stopped("not started".into())
+) -> Result<(Consensus, PeerServices), StartError> {
+    let Options {
+        id,
+        cluster_name,
+        data_dir,
+        disk,
+        dialer,
+        hooks,
+        tuning,
+    } = options;
+    let (opener, tuned, dir) = (disk.clone(), tuning.clone(), data_dir.clone());
+    let open = move || {
+        opener.create_dir(&dir)?;
+        let lock = opener.lock(&dir)?;
+        let log = LogStore::open(opener.clone(), &dir.join("log"), &tuned)?;
+        let snapshots = Snapshots::open(opener, &dir.join("snapshots"))?;
+        Ok((lock, log, snapshots))
+    };
+    let opened = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(io::Error::other);
+    let data = |source| StartError::Data {
+        id,
+        dir: data_dir,
+        source,
+    };
+    let (lock, log, snapshots) = match opened.and_then(|o| o) {
+        Ok(opened) => opened,
+        Err(source) => return Err(data(source)),
+    };
+    let machine = Machine::new(store.clone(), snapshots.clone());
+    let applied = machine.applied();
+    let peers = Peers::new(dialer);
+    let network = Network {
+        peers: peers.clone(),
+    };
+    let config = tuning.raft_config(&cluster_name)?;
+    let raft = RaftHandle::new(id, config, network, log.clone(), machine)
+        .await
+        .map_err(|e| StartError::Raft(e.to_string()))?;
+    let (tell_leadership, leadership) = watch::channel(Leadership::default());
+    let stopped = CancellationToken::new();
+    let inner = Arc::new(Inner {
+        id,
+        store: store.clone(),
+        raft: raft.clone(),
+        peers,
+        hooks,
+        tuning: tuning.clone(),
+        leadership,
+        applied: applied.clone(),
+        changing: Mutex::new(()),
+        stopped: stopped.clone(),
+        _lock: lock,
+    });
+    let (proposals, proposed) = mpsc::channel(proposer::QUEUE);
+    let (barriers, asked) = mpsc::channel(reads::QUEUE);
+    let until = |stop: CancellationToken, task: futures::future::BoxFuture<'static, ()>| {
+        tokio::spawn(async move { stop.run_until_cancelled(task).await });
+    };
+    let following = leader::follow(raft.clone(), id, applied, tell_leadership);
+    let (core, stop) = (raft.clone(), stopped.clone());
+    tokio::spawn(async move {
+        following.await;
+        // Raft ended by itself: its disk failed. Nothing here can go on.
+        drop(core);
+        stop.cancel();
+    });
+    until(
+        stopped.clone(),
+        Box::pin(proposer::run(inner.clone(), proposed)),
+    );
+    until(stopped.clone(), Box::pin(reads::run(inner.clone(), asked)));
+    tokio::spawn(upkeep::run(raft.clone(), log, store, tuning, stopped));
+    let services = PeerServices::new(raft, snapshots, inner.clone());
+    Ok((
+        Consensus {
+            inner,
+            proposals,
+            barriers,
+        },
+        services,
+    ))
 }
 
 impl Consensus {
@@ -37,17 +219,49 @@ impl Consensus {
         &self.inner.store
     }
 
+    /// Makes this member a cluster of its own. Does nothing when it belongs to one already.
+    pub async fn bootstrap(&self, member: Member) -> Result<(), LeaderError> {
+        let stopped = |e: String| LeaderError::Stopped(e);
+        let members = std::collections::BTreeMap::from([(self.inner.id, member)]);
+        match self.inner.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(e) => return Err(stopped(e.to_string())),
+        }
+        self.read_barrier().await
+    }
+
+    /// Whether this member belongs to a cluster (its log is not empty).
+    pub async fn is_initialized(&self) -> bool {
+        self.inner.raft.is_initialized().await.unwrap_or(false)
+    }
+
     /// Writes. Answers once a majority has it on disk and this member has applied it, so the
     /// caller reads its own write here. Retried over leader changes when the command has a
     /// request id, or when it certainly was not taken.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
         command.check_limits()?;
-        Err(ProposeError::Stopped("not started".into()))
+        let encoded = command
+            .encode()
+            .map_err(|e| ProposeError::Encode(e.to_string()))?;
+        let (answer, answered) = oneshot::channel();
+        let proposal = Proposal {
+            command: encoded,
+            repeatable: command.request_id.is_some(),
+            deadline: Instant::now() + self.inner.tuning.deadline,
+            answer,
+            unknown: false,
+        };
+        let stopped = || ProposeError::Stopped("it is shutting down".into());
+        self.proposals.send(proposal).await.map_err(|_| stopped())?;
+        answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Returns once this member's store shows every write acknowledged before the call.
     pub async fn read_barrier(&self) -> Result<(), LeaderError> {
-        Err(not_yet())
+        let (tell, told) = oneshot::channel();
+        let stopped = || LeaderError::Stopped("it is shutting down".into());
+        self.barriers.send(tell).await.map_err(|_| stopped())?;
+        told.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Who leads; changes are seen at once.
@@ -55,46 +269,179 @@ impl Consensus {
         self.inner.leadership.clone()
     }
 
-    /// Adds a member: first as a learner, then, caught up, as a voter.
+    /// Adds a member: first as a learner, then, caught up, as a voter. Repeating it is safe.
     pub async fn add_member(&self, member: Member) -> Result<(), MemberError> {
-        let _ = member;
-        Err(not_yet().into())
+        self.change(&Change::Add(AddMember {
+            id: member.id,
+            name: member.name,
+            api_address: member.api_address,
+            peer_address: member.peer_address,
+        }))
+        .await
     }
 
-    /// Removes a member.
+    /// Removes a member. The leader hands over before it is removed itself.
     pub async fn remove_member(&self, id: u64) -> Result<(), MemberError> {
-        let _ = id;
-        Err(not_yet().into())
+        self.change(&Change::Remove(id)).await
     }
 
     /// Hands leadership to another voter.
     pub async fn transfer_leader(&self, to: u64) -> Result<(), MemberError> {
-        let _ = to;
-        Err(not_yet().into())
+        self.change(&Change::TransferTo(to)).await
+    }
+
+    async fn change(&self, change: &Change) -> Result<(), MemberError> {
+        let inner = &self.inner;
+        // The leader's own time limits rule; repeated only where nothing was done.
+        let result = at_leader(inner, |leadership| async move {
+            if leadership.leader_id == Some(inner.id) {
+                inner.must_lead()?;
+                let result = match change.clone() {
+                    Change::Add(m) => membership::add(inner, m.into()).await,
+                    Change::Remove(id) => membership::remove(inner, id).await,
+                    Change::TransferTo(id) => membership::transfer(inner, id).await,
+                };
+                return match result {
+                    Err(MemberError::Leader(e)) => Err(wire::not_leader(e)),
+                    other => Ok(other),
+                };
+            }
+            let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
+            let request = ChangeMembersRequest {
+                change: Some(change.clone()),
+            };
+            match client.change_members(request).await {
+                Ok(_) => Ok(Ok(())),
+                Err(status) => match wire::member_error(&status) {
+                    Some(error) => Ok(Err(error)),
+                    None => Err(status),
+                },
+            }
+        });
+        result.await?
     }
 
     /// The members as this one knows them.
     pub fn members(&self) -> Vec<MemberStatus> {
-        Vec::new()
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        let status = |(id, member): (&u64, &Member)| {
+            let own = *id == self.inner.id;
+            let matched = metrics
+                .replication
+                .as_ref()
+                .and_then(|r| r.get(id).copied())
+                .flatten();
+            let heard = metrics
+                .heartbeat
+                .as_ref()
+                .and_then(|h| h.get(id).cloned())
+                .flatten();
+            MemberStatus {
+                member: member.clone(),
+                voter: voters.contains(id),
+                leader: metrics.current_leader == Some(*id),
+                matched_index: if own {
+                    metrics.last_log_index
+                } else {
+                    matched.map(|m| m.index)
+                },
+                silent_millis: if own {
+                    Some(0)
+                } else {
+                    heard.map(|h| h.elapsed().as_millis() as u64)
+                },
+            }
+        };
+        metrics.membership_config.nodes().map(status).collect()
     }
 
     /// Figures of this member.
     pub fn stats(&self) -> RaftStats {
-        RaftStats::default()
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        RaftStats {
+            id: metrics.id,
+            term: metrics.current_term,
+            leader_id: metrics.current_leader,
+            state: format!("{:?}", metrics.state),
+            last_log_index: metrics.last_log_index,
+            applied_index: metrics.last_applied.map(|id| id.index),
+            snapshot_index: metrics.snapshot.map(|id| id.index),
+            purged_index: metrics.purged.map(|id| id.index),
+        }
     }
 
     /// Renews a node's lease in the leader's memory.
     pub async fn renew_lease(&self, node: &str, instance: &str) -> Result<LeaseGrant, LeaderError> {
-        let _ = (node, instance);
-        Err(not_yet())
+        let inner = &self.inner;
+        at_leader(inner, |leadership| async move {
+            if leadership.leader_id == Some(inner.id) {
+                inner.must_lead()?;
+                return Ok(inner.hooks.renew_lease(node, instance));
+            }
+            let request = RenewLeaseRequest {
+                node: node.to_string(),
+                instance: instance.to_string(),
+            };
+            let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
+            let reply = client.renew_lease(request).await?.into_inner();
+            Ok(LeaseGrant {
+                ttl_millis: reply.ttl_millis,
+                term: reply.term,
+            })
+        })
+        .await
     }
 
     /// Tells the leader what a node's netd has in its kernel; answers the least of all.
     pub async fn report_network(&self, node: &str, revision: u64) -> Result<u64, LeaderError> {
-        let _ = (node, revision);
-        Err(not_yet())
+        let inner = &self.inner;
+        at_leader(inner, |leadership| async move {
+            if leadership.leader_id == Some(inner.id) {
+                inner.must_lead()?;
+                return Ok(inner.hooks.report_network(node, revision));
+            }
+            let request = ReportNetworkRequest {
+                node: node.to_string(),
+                applied_revision: revision,
+            };
+            let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
+            let reply = client.report_network(request).await?.into_inner();
+            Ok::<_, Status>(reply.min_applied_revision)
+        })
+        .await
+    }
+
+    /// Writes a snapshot now, as before a backup.
+    pub async fn snapshot(&self) -> Result<(), LeaderError> {
+        let stopped = |e: openraft::error::Fatal<TypeConfig>| LeaderError::Stopped(e.to_string());
+        self.inner.raft.trigger().snapshot().await.map_err(stopped)
+    }
+
+    /// Ends when this member has stopped, by [`Consensus::shutdown`] or because its disk
+    /// failed; the process should then end too.
+    pub async fn stopped(&self) {
+        self.inner.stopped.cancelled().await;
     }
 
     /// Stops this member.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop in order");
+        }
+        self.inner.stopped.cancel();
+    }
+}
+
+impl From<AddMember> for Member {
+    fn from(m: AddMember) -> Self {
+        Member {
+            id: m.id,
+            name: m.name,
+            api_address: m.api_address,
+            peer_address: m.peer_address,
+        }
+    }
 }

@@ -129,7 +129,7 @@ pub enum ProposeError {
 }
 
 /// Why something only the leader can do was not done.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum LeaderError {
     /// No leader answered in time.
     #[error("no leader answered within {waited_millis} ms: {reason}")]
@@ -147,7 +147,7 @@ pub enum LeaderError {
 }
 
 /// Why the membership was not changed.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum MemberError {
     /// No such member.
     #[error("there is no member {id}; members are {members}")]

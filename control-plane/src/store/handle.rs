@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::history::HistoryLimits;
-use super::requests::Requests;
 use super::page::{self, ListQuery, Page, RevisionError};
+use super::requests::Requests;
 use super::state::State;
 use super::watch::Bells;
 use super::{Compacted, Key, Outcome, SysValue, Versioned, WatchFilter, Watcher};

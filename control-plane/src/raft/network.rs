@@ -1,0 +1,324 @@
+//! The client side of Raft's messages: one [`Link`] per peer and purpose.
+//!
+//! Appends are one long stream a follower: the next request is sent while the one before is
+//! still being fsynced there. Heartbeats and snapshots have connections of their own, so that
+//! neither waits behind a large append. HTTP/2 keepalives (the dialer's) end a stream whose
+//! peer lost power.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, Snapshot};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use trellis_proto::peer::RaftMessage;
+use trellis_proto::peer::raft_client::RaftClient;
+
+use super::config::{TypeConfig, Vote};
+use super::snapshots::SnapshotFile;
+use super::types::Member;
+use super::wire;
+
+/// Bytes in one message of a snapshot.
+const CHUNK: usize = 512 * 1024;
+/// Messages of a snapshot read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+
+/// Makes channels to members; must not block, connects lazily, and sets HTTP/2 keepalive.
+pub trait Dialer: Send + Sync + fmt::Debug + 'static {
+    /// A channel to "ip:port".
+    fn channel(&self, peer_address: &str) -> Result<Channel, String>;
+}
+
+/// Dials members with mutual TLS.
+#[derive(Debug, Clone)]
+pub struct TlsDialer(pub trellis_proto::tls::ClientTls);
+
+impl Dialer for TlsDialer {
+    fn channel(&self, peer_address: &str) -> Result<Channel, String> {
+        trellis_proto::client::channel(&format!("https://{peer_address}"), &self.0)
+            .map_err(|e| e.message().to_string())
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    Append,
+    Heartbeat,
+    Snapshot,
+    Leader,
+}
+
+/// The connections of this member, made once per address and purpose.
+#[derive(Debug, Clone)]
+pub(super) struct Peers {
+    dialer: Arc<dyn Dialer>,
+    channels: Arc<Mutex<HashMap<(String, Purpose), Channel>>>,
+}
+
+impl Peers {
+    /// More than any cluster has; when reached, all are made anew.
+    const LIMIT: usize = 128;
+
+    pub(super) fn new(dialer: Arc<dyn Dialer>) -> Self {
+        Self {
+            dialer,
+            channels: Arc::default(),
+        }
+    }
+
+    pub(super) fn channel(&self, address: &str, purpose: Purpose) -> Result<Channel, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (address.to_string(), purpose);
+        if let Some(channel) = channels.get(&key) {
+            return Ok(channel.clone());
+        }
+        let channel = self
+            .dialer
+            .channel(address)
+            .map_err(|e| Status::unavailable(format!("member at {address}: {e}")))?;
+        if channels.len() >= Self::LIMIT {
+            channels.clear();
+        }
+        channels.insert(key, channel.clone());
+        Ok(channel)
+    }
+}
+
+/// Makes [`Link`]s.
+#[derive(Debug, Clone)]
+pub(super) struct Network {
+    pub(super) peers: Peers,
+}
+
+impl Network {
+    fn link(&self, node: &Member, purpose: Purpose) -> Link {
+        Link {
+            peers: self.peers.clone(),
+            address: node.peer_address.clone(),
+            purpose,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, _target: u64, node: &Member) -> Link {
+        self.link(node, Purpose::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, _target: u64, node: &Member) -> Link {
+        self.link(node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, _target: u64, node: &Member) -> Link {
+        self.link(node, Purpose::Snapshot)
+    }
+}
+
+/// The way to one member for one purpose.
+pub(super) struct Link {
+    peers: Peers,
+    address: String,
+    purpose: Purpose,
+}
+
+fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        // Backs off; the others are tried again at once.
+        Code::Unavailable | Code::Unknown => {
+            RPCError::Unreachable(Unreachable::from_string(status))
+        }
+        _ => RPCError::Network(NetworkError::from_string(status)),
+    }
+}
+
+fn streaming_error(status: &Status) -> StreamingError<TypeConfig> {
+    StreamingError::from(rpc_error(status))
+}
+
+impl Link {
+    fn client(&self) -> Result<RaftClient<Channel>, Status> {
+        let channel = self.peers.channel(&self.address, self.purpose)?;
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(wire::MAX_MESSAGE)
+            .max_encoding_message_size(wire::MAX_MESSAGE))
+    }
+
+    /// Runs a call for at most `limit`.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let late = |_| {
+            Status::unavailable(format!(
+                "member at {} did not answer within {limit:?}",
+                self.address
+            ))
+        };
+        tokio::time::timeout(limit, call).await.map_err(late)?
+    }
+}
+
+impl NetBackoff<TypeConfig> for Link {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Link {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let requests = input.filter_map(|request| async move {
+                // Cannot fail, see `wire::encode`; dropping it would stall, not corrupt.
+                wire::message(&request).ok()
+            });
+            let call = async { self.client()?.append(Request::new(requests)).await };
+            let replies = self
+                .within(option.soft_ttl(), call)
+                .await
+                .map_err(|s| rpc_error(&s))?;
+            let results = replies.into_inner().map(|reply| {
+                let decoded =
+                    reply.and_then(|m| wire::decode::<StreamAppendResult<TypeConfig>>(&m.payload));
+                decoded.map_err(|s| rpc_error(&s))
+            });
+            let results: BoxStream<'s, _> = Box::pin(results);
+            Ok(results)
+        })
+    }
+}
+
+impl NetVote<TypeConfig> for Link {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = async {
+            let reply = self.client()?.vote(wire::message(&rpc)?).await?;
+            wire::decode(&reply.into_inner().payload)
+        };
+        self.within(option.soft_ttl(), call)
+            .await
+            .map_err(|s| rpc_error(&s))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = async {
+            let reply = self.client()?.pre_vote(wire::message(&rpc)?).await?;
+            wire::decode(&reply.into_inner().payload)
+        };
+        self.within(option.soft_ttl(), call)
+            .await
+            .map_err(|s| rpc_error(&s))
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Link {
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = async {
+            let reply = self.client()?.transfer_leader(wire::message(&rpc)?).await?;
+            wire::decode(&reply.into_inner().payload)
+        };
+        self.within(option.soft_ttl(), call)
+            .await
+            .map_err(|s| rpc_error(&s))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Link {
+    type SnapshotData = SnapshotFile;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Snapshot { meta, snapshot } = snapshot;
+        let first = wire::message(&(vote, meta)).map_err(|s| streaming_error(&s))?;
+        let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
+        let reading = tokio::task::spawn_blocking(move || send_chunks(snapshot, first, &chunks));
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let call = async {
+            let reply = self.client()?.snapshot(Request::new(stream)).await?;
+            wire::decode(&reply.into_inner().payload)
+        };
+        let result = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            result = self.within(option.soft_ttl(), call) => result,
+        };
+        // A failed read ended the stream early, and the receiver refused it; its cause is here.
+        if let Ok(Err(error)) = reading.await {
+            tracing::warn!(%error, "a snapshot could not be read to its end for a follower");
+        }
+        result.map_err(|s| streaming_error(&s))
+    }
+}
+
+fn send_chunks(
+    mut snapshot: SnapshotFile,
+    first: RaftMessage,
+    chunks: &mpsc::Sender<RaftMessage>,
+) -> std::io::Result<()> {
+    if chunks.blocking_send(first).is_err() {
+        return Ok(());
+    }
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let read = snapshot
+            .reader
+            .by_ref()
+            .take(CHUNK as u64)
+            .read_to_end(&mut chunk)?;
+        // An empty message ends it: a stream that just breaks off is no snapshot.
+        let message = RaftMessage {
+            payload: chunk.into(),
+        };
+        if chunks.blocking_send(message).is_err() || read == 0 {
+            return Ok(());
+        }
+    }
+}

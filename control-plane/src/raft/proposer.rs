@@ -1,0 +1,221 @@
+//! Proposing: concurrent proposals share batches; a batch goes to whoever leads, wherever that
+//! is, again and again until its deadline, as long as repeating is safe.
+//!
+//! Safe to repeat is what was certainly not taken, and what carries a request id, which the
+//! state machine answers from memory the second time. Anything else ends as "outcome unknown".
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+use tonic::Status;
+use trellis_proto::peer::ProposeRequest;
+use trellis_proto::peer::leader_client::LeaderClient;
+
+use super::consensus::Inner;
+use super::leader::{Unanswered, Written};
+use super::network::Purpose;
+use super::types::{Leadership, ProposeError};
+use super::wire;
+use crate::store::Outcome;
+
+/// Proposals waiting for a batch; more wait in their callers.
+pub(super) const QUEUE: usize = 4096;
+/// Most commands in a batch …
+const BATCH_COMMANDS: usize = 256;
+/// … and bytes, beyond the first.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Batches under way: enough to cover a slow fsync and a round trip.
+const BATCHES: usize = 64;
+/// Pause before trying again while nobody leads.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+
+/// One command on its way.
+pub(super) struct Proposal {
+    pub command: Bytes,
+    /// It has a request id.
+    pub repeatable: bool,
+    pub deadline: Instant,
+    pub answer: oneshot::Sender<Result<Outcome, ProposeError>>,
+    /// It may have been taken by an earlier try.
+    pub unknown: bool,
+}
+
+impl Proposal {
+    fn answer(self, result: Result<Outcome, ProposeError>) {
+        // A caller that gave up needs no answer.
+        drop(self.answer.send(result));
+    }
+}
+
+pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Proposal>) {
+    let permits = Arc::new(Semaphore::new(BATCHES));
+    while let Some(first) = queue.recv().await {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        let mut bytes = first.command.len();
+        let mut batch = vec![first];
+        while batch.len() < BATCH_COMMANDS && bytes < BATCH_BYTES {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.command.len();
+            batch.push(next);
+        }
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            deliver(&inner, batch).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
+    let started = Instant::now();
+    let mut leadership = inner.leadership.clone();
+    let mut reason = "no leader is known".to_string();
+    loop {
+        batch = expire(inner, batch, started, &reason);
+        let Some(deadline) = batch.iter().map(|p| p.deadline).max() else {
+            return;
+        };
+        let now = leadership.borrow_and_update().clone();
+        if now.leader_id.is_some() {
+            let commands = batch.iter().map(|p| p.command.clone()).collect();
+            let sent = tokio::select! {
+                sent = send(inner, &now, commands) => sent,
+                () = tokio::time::sleep_until(deadline) => Err(Status::unknown("no answer in time")),
+                () = superseded(&mut leadership, &now) => Err(Status::unknown("leadership moved meanwhile")),
+            };
+            match sent {
+                Ok(written) => {
+                    let local = now.leader_id == Some(inner.id);
+                    (batch, reason) = settle(inner, batch, written, local, reason).await;
+                }
+                Err(status) if wire::is_not_leader(&status) => {
+                    reason = status.message().to_string()
+                }
+                Err(status) => (batch, reason) = doubt(batch, status.message()),
+            }
+            if batch.is_empty() {
+                return;
+            }
+        }
+        if inner.stopped.is_cancelled() {
+            for proposal in batch {
+                proposal.answer(Err(ProposeError::Stopped(reason.clone())));
+            }
+            return;
+        }
+        // Whatever comes first: news about the leader, or another try.
+        let _ = tokio::time::timeout(PAUSE, leadership.changed()).await;
+    }
+}
+
+/// Ends when somebody else leads, or in another term, than `then`.
+async fn superseded(leadership: &mut tokio::sync::watch::Receiver<Leadership>, then: &Leadership) {
+    let moved = |l: &Leadership| l.term > then.term && l.leader_id.is_some();
+    if leadership.wait_for(moved).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn send(
+    inner: &Inner,
+    leadership: &Leadership,
+    commands: Vec<Bytes>,
+) -> Result<Written, Status> {
+    if leadership.leader_id == Some(inner.id) {
+        return inner.write_as_leader(commands).await;
+    }
+    let Some(address) = &leadership.leader_peer_address else {
+        return Err(wire::not_leader("the leader's address is not known here"));
+    };
+    let channel = inner.peers.channel(address, Purpose::Leader)?;
+    let mut client = LeaderClient::new(channel)
+        .max_decoding_message_size(wire::MAX_MESSAGE)
+        .max_encoding_message_size(wire::MAX_MESSAGE);
+    let reply = client
+        .propose(ProposeRequest { commands })
+        .await?
+        .into_inner();
+    let answers = reply
+        .outcomes
+        .iter()
+        .map(|o| wire::decode(o))
+        .collect::<Result<_, _>>()?;
+    Ok(Written {
+        answers,
+        next_index: reply.log_index,
+    })
+}
+
+/// Answers what has an outcome, once it is applied here; keeps what may be tried again.
+async fn settle(
+    inner: &Inner,
+    batch: Vec<Proposal>,
+    written: Written,
+    local: bool,
+    mut reason: String,
+) -> (Vec<Proposal>, String) {
+    if !local && written.next_index > 0 {
+        // The caller shall read its own write on this member.
+        inner.wait_applied(written.next_index).await;
+    }
+    let mut again = Vec::new();
+    for (mut proposal, answer) in batch.into_iter().zip(written.answers) {
+        match answer {
+            Ok(outcome) => proposal.answer(Ok(outcome)),
+            Err(Unanswered::NotTaken(why)) => {
+                reason = why;
+                again.push(proposal);
+            }
+            Err(Unanswered::Unknown(why)) if proposal.repeatable => {
+                reason = why;
+                proposal.unknown = true;
+                again.push(proposal);
+            }
+            Err(Unanswered::Unknown(reason)) => {
+                proposal.answer(Err(ProposeError::Unknown { reason }))
+            }
+        }
+    }
+    (again, reason)
+}
+
+/// Nobody knows whether the batch was taken: keeps what may be repeated all the same.
+fn doubt(batch: Vec<Proposal>, why: &str) -> (Vec<Proposal>, String) {
+    let mut again = Vec::new();
+    for mut proposal in batch {
+        if proposal.repeatable {
+            proposal.unknown = true;
+            again.push(proposal);
+        } else {
+            proposal.answer(Err(ProposeError::Unknown {
+                reason: why.to_string(),
+            }));
+        }
+    }
+    (again, why.to_string())
+}
+
+fn expire(inner: &Inner, batch: Vec<Proposal>, started: Instant, reason: &str) -> Vec<Proposal> {
+    let now = Instant::now();
+    let (late, live): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.deadline <= now);
+    for proposal in late {
+        let error = if proposal.unknown {
+            ProposeError::Unknown {
+                reason: reason.to_string(),
+            }
+        } else {
+            ProposeError::Unavailable {
+                waited_millis: started.elapsed().as_millis() as u64,
+                reason: reason.to_string(),
+                leader_api_address: inner.leadership.borrow().leader_api_address.clone(),
+            }
+        };
+        proposal.answer(Err(error));
+    }
+    live
+}
