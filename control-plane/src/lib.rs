@@ -4,5 +4,10 @@
 
 pub mod api;
 pub mod auth;
+pub mod config;
+pub mod controllers;
+pub mod nodes;
 pub mod raft;
+pub mod run;
+pub mod scheduler;
 pub mod store;

@@ -1,0 +1,210 @@
+//! From planned writes to one fenced transaction: admission, encoding, proposal.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
+use trellis_model::Object;
+
+use super::object::{MetaEdit, ObjKey, Write};
+use crate::api::ops::admit::has_finalizers;
+use crate::api::ops::encode::{decode, key_of};
+use crate::api::ops::{Admission, ApiError, Backend, Change};
+use crate::store::{Command, Op, OpError, Outcome, When};
+
+/// What became of a transaction.
+#[derive(Debug)]
+pub enum Written {
+    /// Applied; nothing in it is newer than this revision.
+    Done(u64),
+    /// A precondition of this write (index into the transaction) did not hold: plan again.
+    Conflict(usize, OpError),
+    /// This leader's term is over.
+    Fenced,
+    /// Not now, or never; the text says why, naming the object.
+    Failed(WriteError),
+}
+
+/// Why a transaction was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The object was refused by admission: planning the same again is useless.
+    #[error("{key} is refused: {source}")]
+    Refused {
+        /// The object.
+        key: ObjKey,
+        /// Why.
+        source: ApiError,
+    },
+    /// The proposal did not come through.
+    #[error("transaction of {writes} writes ({first}, …) was not committed: {source}")]
+    NotCommitted {
+        /// How many writes.
+        writes: usize,
+        /// The first object.
+        first: ObjKey,
+        /// Why.
+        source: ApiError,
+    },
+    /// The state machine refused it whole.
+    #[error("transaction of {writes} writes ({first}, …) was refused: {why}")]
+    RefusedWhole {
+        /// How many writes.
+        writes: usize,
+        /// The first object.
+        first: ObjKey,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Commits transactions of the controllers.
+pub trait ClusterWriter: Send + Sync + 'static {
+    /// All of `writes` or nothing, fenced by `term`.
+    fn commit(&self, writes: Vec<Write>, term: u64) -> BoxFuture<'_, Written>;
+}
+
+/// The real one: admits as the API does, and proposes.
+#[derive(Clone)]
+pub struct AdmittedWriter {
+    backend: Arc<dyn Backend>,
+    admission: Admission,
+}
+
+impl std::fmt::Debug for AdmittedWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdmittedWriter").finish_non_exhaustive()
+    }
+}
+
+impl AdmittedWriter {
+    /// A writer that proposes to `backend`.
+    pub fn new(backend: Arc<dyn Backend>, admission: Admission) -> Self {
+        Self { backend, admission }
+    }
+
+    fn prepare(&self, write: &Write, now: Timestamp) -> Result<Prepared, ApiError> {
+        match write {
+            Write::Create(object) => {
+                let p = self.admission.prepare_create(object.clone(), now)?;
+                Ok(Prepared::Op(Op::Put { key: p.key, when: When::Absent, object: p.stored }))
+            }
+            Write::Record(object) => self.record(object, now),
+            Write::Update { object, revision } => self.change(&write.key(), *revision, |_| Ok(object.clone())),
+            Write::EditMeta { key, revision, edit } => self.change(key, *revision, |old| Ok(edited(old, edit))),
+            Write::Terminate { key, revision } => self.terminate(key, *revision, now),
+            Write::Delete { key, uid, revision } => {
+                let when = match (uid.as_str(), revision) {
+                    ("", None) => When::Always,
+                    ("", Some(r)) => When::Revision(*r),
+                    (u, None) => When::Uid(u.to_owned()),
+                    (u, Some(r)) => When::RevisionAndUid(*r, u.to_owned()),
+                };
+                Ok(Prepared::Op(Op::Delete { key: store_key(key), when }))
+            }
+            Write::Check { key, revision } => {
+                Ok(Prepared::Op(Op::Check { key: store_key(key), when: When::Revision(*revision) }))
+            }
+        }
+    }
+
+    fn record(&self, object: &Object, now: Timestamp) -> Result<Prepared, ApiError> {
+        let key = store_key(&ObjKey::of(object.kind(), object.meta()));
+        if let Some(old) = self.backend.store().get(&key) {
+            let old = decode(&old, self.admission.sealer())?;
+            if let Change::Put(p) = self.admission.prepare_trusted_update(&old, object.clone())? {
+                return Ok(Prepared::Op(Op::Put { key, when: When::Always, object: p.stored }));
+            }
+        }
+        let p = self.admission.prepare_create(object.clone(), now)?;
+        Ok(Prepared::Op(Op::Put { key: p.key, when: When::Always, object: p.stored }))
+    }
+
+    fn change(
+        &self,
+        key: &ObjKey,
+        revision: u64,
+        new: impl FnOnce(&Object) -> Result<Object, ApiError>,
+    ) -> Result<Prepared, ApiError> {
+        let when = When::Revision(revision);
+        let Some(old) = self.old(key, revision)? else { return Ok(Prepared::Stale) };
+        let key = store_key(key);
+        Ok(match self.admission.prepare_trusted_update(&old, new(&old)?)? {
+            Change::Put(p) => Prepared::Op(Op::Put { key, when, object: p.stored }),
+            Change::Remove => Prepared::Op(Op::Delete { key, when }),
+            Change::None => Prepared::Op(Op::Check { key, when }),
+        })
+    }
+
+    fn terminate(&self, key: &ObjKey, revision: u64, now: Timestamp) -> Result<Prepared, ApiError> {
+        let Some(old) = self.old(key, revision)? else { return Ok(Prepared::Stale) };
+        let (key, when) = (store_key(key), When::Revision(revision));
+        if !has_finalizers(&old) {
+            return Ok(Prepared::Op(Op::Delete { key, when }));
+        }
+        let p = self.admission.prepare_termination(&old, now, 0)?;
+        Ok(Prepared::Op(Op::Put { key, when, object: p.stored }))
+    }
+
+    /// The version that a write was planned from; `None`: there is another one now.
+    fn old(&self, key: &ObjKey, revision: u64) -> Result<Option<Object>, ApiError> {
+        match self.backend.store().get(&store_key(key)) {
+            Some(v) if v.revision == revision => decode(&v, self.admission.sealer()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    async fn run(&self, writes: Vec<Write>, term: u64) -> Written {
+        let now = Timestamp::now();
+        let Some(first) = writes.first().map(Write::key) else { return Written::Done(0) };
+        let count = writes.len();
+        let mut ops = Vec::with_capacity(count);
+        for (i, write) in writes.iter().enumerate() {
+            match self.prepare(write, now) {
+                Ok(Prepared::Op(op)) => ops.push(op),
+                Ok(Prepared::Stale) => return Written::Conflict(i, OpError::RevisionMismatch),
+                Err(source) => return Written::Failed(WriteError::Refused { key: write.key(), source }),
+            }
+        }
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        match self.backend.propose(Command::new(millis, ops).fenced(term)).await {
+            Ok(Outcome::Done { revisions, .. }) => Written::Done(revisions.into_iter().max().unwrap_or(0)),
+            Ok(Outcome::Failed { op, why, .. }) => Written::Conflict(op, why),
+            Ok(Outcome::FencedOut { .. }) => Written::Fenced,
+            Ok(Outcome::TooLarge(limit)) => {
+                Written::Failed(WriteError::RefusedWhole { writes: count, first, why: limit.to_string() })
+            }
+            Ok(Outcome::Refused(why)) => Written::Failed(WriteError::RefusedWhole { writes: count, first, why }),
+            Err(source) => Written::Failed(WriteError::NotCommitted { writes: count, first, source }),
+        }
+    }
+}
+
+impl ClusterWriter for AdmittedWriter {
+    fn commit(&self, writes: Vec<Write>, term: u64) -> BoxFuture<'_, Written> {
+        Box::pin(self.run(writes, term))
+    }
+}
+
+enum Prepared {
+    Op(Op),
+    Stale,
+}
+
+fn store_key(key: &ObjKey) -> crate::store::Key {
+    key_of(key.kind, &key.namespace, &key.name)
+}
+
+fn edited(old: &Object, edit: &MetaEdit) -> Object {
+    let mut new = old.clone();
+    let meta = new.meta_mut();
+    if let Some(owners) = &mut meta.owner_references {
+        owners.retain(|o| !edit.drop_owners.contains(&o.uid));
+    }
+    meta.owner_references = meta.owner_references.take().filter(|o| !o.is_empty());
+    if let (Some(list), Some(gone)) = (&mut meta.finalizers, &edit.drop_finalizer) {
+        list.retain(|f| f != gone);
+    }
+    meta.finalizers = meta.finalizers.take().filter(|f| !f.is_empty());
+    new
+}

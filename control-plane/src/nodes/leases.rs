@@ -1,0 +1,214 @@
+//! The lease table: who renewed when, and how far each node's netd has come.
+//!
+//! A plain struct without clock: `now` is a parameter, all times are durations of the leader's
+//! own monotonic clock. Nothing here is replicated; a new leader begins a new table, in which
+//! every node that exists gets one whole lease before it can be found missing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often agents renew. Three fit into a lease, so that two may be lost.
+pub const RENEW_EVERY: Duration = Duration::from_millis(400);
+/// How long a lease lasts. With gossip's verdict beside it a dead node is known within 2 s.
+pub const LEASE_TTL: Duration = Duration::from_millis(1_200);
+/// A lease this old has missed a renewal. Nodes that died together are at most one renewal
+/// apart, so when the first one's lease ends the others' are at least this old.
+pub const OVERDUE_AFTER: Duration = Duration::from_millis(800);
+/// Most leases kept; as many nodes as a pod CIDR of /8 in /24 pieces could ever have, halved.
+pub const MAX_LEASES: usize = 32_768;
+/// A lease nobody renewed for so long, of a node that does not exist, is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+/// What a renewal is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// How long the lease lasts from now.
+    pub ttl: Duration,
+    /// The leader's term.
+    pub term: u64,
+    /// Whether this renewal ended a gap that somebody may be acting on.
+    pub recovered: bool,
+}
+
+/// Why a renewal or report was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// This member is not (or no longer) the leader.
+    #[error("this member holds no leases: it is not the leader")]
+    NotLeader,
+    /// The table is full.
+    #[error("the lease of node {node} is refused: {MAX_LEASES} leases are held, which is the limit")]
+    Full {
+        /// The node that asked.
+        node: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Lease {
+    renewed_at: Instant,
+    instance: String,
+    applied_revision: Option<u64>,
+}
+
+/// All leases of one term.
+#[derive(Debug, Default)]
+pub struct LeaseTable {
+    term: Option<u64>,
+    leases: BTreeMap<Arc<str>, Lease>,
+}
+
+impl LeaseTable {
+    /// Starts the table of a new term: nothing of an earlier one is kept.
+    pub fn begin(&mut self, term: u64) {
+        self.term = Some(term);
+        self.leases.clear();
+    }
+
+    /// Leadership ended.
+    pub fn end(&mut self) {
+        self.term = None;
+        self.leases.clear();
+    }
+
+    /// The term it serves, if any.
+    pub fn term(&self) -> Option<u64> {
+        self.term
+    }
+
+    /// Grants every node in `nodes` that has no lease yet a whole one; forgets leases of nodes
+    /// that do not exist and went silent long ago. Costs O(nodes).
+    pub fn adopt<'a>(&mut self, nodes: impl Iterator<Item = &'a Arc<str>> + Clone, now: Instant) {
+        if self.term.is_none() {
+            return;
+        }
+        for node in nodes.clone() {
+            if !self.leases.contains_key(node) && self.leases.len() < MAX_LEASES {
+                let fresh = Lease { renewed_at: now, instance: String::new(), applied_revision: None };
+                self.leases.insert(node.clone(), fresh);
+            }
+        }
+        let exists: std::collections::BTreeSet<&Arc<str>> = nodes.collect();
+        self.leases.retain(|name, l| {
+            exists.contains(name) || now.saturating_duration_since(l.renewed_at) < FORGET_AFTER
+        });
+    }
+
+    /// An agent renews. O(log nodes).
+    pub fn renew(&mut self, node: &str, instance: &str, now: Instant) -> Result<Grant, LeaseError> {
+        let term = self.term.ok_or(LeaseError::NotLeader)?;
+        if let Some(lease) = self.leases.get_mut(node) {
+            let recovered = now.saturating_duration_since(lease.renewed_at) >= OVERDUE_AFTER;
+            lease.renewed_at = now;
+            if lease.instance != instance {
+                lease.instance = instance.to_owned();
+            }
+            return Ok(Grant { ttl: LEASE_TTL, term, recovered });
+        }
+        self.insert(node, Lease { renewed_at: now, instance: instance.to_owned(), applied_revision: None })?;
+        Ok(Grant { ttl: LEASE_TTL, term, recovered: true })
+    }
+
+    /// A netd says up to which revision it has acted. Answers the smallest such revision of all
+    /// nodes whose lease is alive; a live node that has not said anything counts as 0.
+    /// O(nodes).
+    pub fn report(&mut self, node: &str, applied_revision: u64, now: Instant) -> Result<u64, LeaseError> {
+        self.term.ok_or(LeaseError::NotLeader)?;
+        match self.leases.get_mut(node) {
+            // A netd that restored an older state after a restart really knows less again.
+            Some(lease) => lease.applied_revision = Some(applied_revision),
+            None => {
+                let instance = String::new();
+                let lease = Lease { renewed_at: now, instance, applied_revision: Some(applied_revision) };
+                self.insert(node, lease)?;
+            }
+        }
+        Ok(self.floor(now))
+    }
+
+    /// The smallest applied revision of the netds of live nodes; 0 while one is unknown.
+    pub fn floor(&self, now: Instant) -> u64 {
+        let alive = self.leases.values().filter(|l| now.saturating_duration_since(l.renewed_at) < LEASE_TTL);
+        alive.map(|l| l.applied_revision.unwrap_or(0)).min().unwrap_or(0)
+    }
+
+    /// When each lease was renewed. O(nodes).
+    pub fn renewals(&self) -> BTreeMap<Arc<str>, Instant> {
+        self.leases.iter().map(|(n, l)| (n.clone(), l.renewed_at)).collect()
+    }
+
+    fn insert(&mut self, node: &str, lease: Lease) -> Result<(), LeaseError> {
+        if self.leases.len() >= MAX_LEASES {
+            return Err(LeaseError::Full { node: node.to_owned() });
+        }
+        self.leases.insert(Arc::from(node), lease);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn only_a_leader_grants() {
+        let mut t = LeaseTable::default();
+        let now = Instant::now();
+        assert_eq!(t.renew("n1", "a", now), Err(LeaseError::NotLeader));
+        assert_eq!(t.report("n1", 5, now), Err(LeaseError::NotLeader));
+        t.begin(3);
+        assert_eq!(t.renew("n1", "a", now).unwrap(), Grant { ttl: LEASE_TTL, term: 3, recovered: true });
+        assert!(!t.renew("n1", "a", now + ms(400)).unwrap().recovered);
+        assert!(t.renew("n1", "a", now + ms(400) + OVERDUE_AFTER).unwrap().recovered);
+        t.end();
+        assert_eq!(t.renew("n1", "a", now), Err(LeaseError::NotLeader));
+    }
+
+    #[test]
+    fn a_new_term_starts_every_lease_afresh() {
+        let mut t = LeaseTable::default();
+        let now = Instant::now();
+        t.begin(1);
+        t.renew("n1", "a", now).unwrap();
+        t.begin(2);
+        let later = now + ms(5_000);
+        let nodes: Vec<Arc<str>> = vec![Arc::from("n1"), Arc::from("n2")];
+        t.adopt(nodes.iter(), later);
+        assert_eq!(t.renewals().values().copied().collect::<Vec<_>>(), vec![later, later]);
+    }
+
+    #[test]
+    fn the_floor_is_the_slowest_live_netd() {
+        let mut t = LeaseTable::default();
+        let now = Instant::now();
+        t.begin(1);
+        t.renew("n1", "a", now).unwrap();
+        t.renew("n2", "b", now).unwrap();
+        assert_eq!(t.report("n1", 10, now).unwrap(), 0, "n2 has said nothing yet");
+        assert_eq!(t.report("n2", 7, now).unwrap(), 7);
+        assert_eq!(t.report("n2", 12, now).unwrap(), 10);
+        let later = now + LEASE_TTL;
+        t.renew("n2", "b", later).unwrap();
+        assert_eq!(t.floor(later), 12, "n1's lease ended, it no longer holds anybody back");
+        assert_eq!(t.floor(later + LEASE_TTL), 0, "nobody alive: nothing is promised");
+    }
+
+    #[test]
+    fn leases_of_nodes_that_never_existed_are_forgotten() {
+        let mut t = LeaseTable::default();
+        let now = Instant::now();
+        t.begin(1);
+        t.renew("ghost", "a", now).unwrap();
+        let nodes: Vec<Arc<str>> = vec![];
+        t.adopt(nodes.iter(), now + ms(59_000));
+        assert_eq!(t.renewals().len(), 1);
+        t.adopt(nodes.iter(), now + ms(60_000));
+        assert!(t.renewals().is_empty());
+    }
+}

@@ -1,0 +1,194 @@
+//! The verdict about a node, from gossip and lease together. One of them alone evicts nobody.
+//!
+//! | gossip          | lease   | standing                                            |
+//! |-----------------|---------|-----------------------------------------------------|
+//! | alive, unknown  | alive   | `Healthy`                                           |
+//! | dead            | alive   | `Cut`: NetworkUnavailable, nothing evicted          |
+//! | alive, unknown  | expired | `Silent`: NotReady, evict after 40 s                |
+//! | dead            | expired | `Dead`: Unknown, evict and replace now              |
+//!
+//! Two refinements. `Dead` is sticky while the lease stays expired and gossip does not say
+//! *alive*: netd forgets the dead after a while, and forgetting is no news. And when gossip
+//! says dead of more than half of the nodes whose leases are alive, it is our netd that is cut
+//! off, so its opinion counts as unknown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::gossip::{GossipView, Liveness};
+use super::leases::{LEASE_TTL, OVERDUE_AFTER};
+
+/// An agent that fails over to another member may miss its lease by one connection timeout
+/// (0.5 + 0.5 s); only a silence longer than that makes a node NotReady that gossip sees alive.
+pub const SILENT_HOLD: Duration = Duration::from_millis(800);
+
+/// What the control plane holds of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Leases come, gossip does not object.
+    Healthy,
+    /// Leases come, gossip says dead: its pod network is cut.
+    Cut,
+    /// Leases stopped, gossip does not say dead.
+    Silent,
+    /// Leases stopped and gossip says dead.
+    Dead,
+}
+
+/// The table, without memory.
+pub fn judge(gossip: Liveness, lease_alive: bool) -> Standing {
+    match (gossip, lease_alive) {
+        (Liveness::Dead, true) => Standing::Cut,
+        (_, true) => Standing::Healthy,
+        (Liveness::Dead, false) => Standing::Dead,
+        (_, false) => Standing::Silent,
+    }
+}
+
+/// A node as the assessor follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Track {
+    /// The standing.
+    pub standing: Standing,
+    /// Since when this leader holds it.
+    pub since: Instant,
+}
+
+/// Everything the assessment is made from.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// When each lease was renewed.
+    pub renewed: BTreeMap<Arc<str>, Instant>,
+    /// What gossip says; `None` without a view.
+    pub gossip: Option<Arc<GossipView>>,
+}
+
+/// Follows the standing of every node.
+#[derive(Debug, Default)]
+pub struct Assessor {
+    tracks: BTreeMap<Arc<str>, Track>,
+    signals: Signals,
+    lost: usize,
+    gossip_trusted: bool,
+}
+
+impl Assessor {
+    /// A node exists. `was_dead`: its object says that an earlier leader found it dead. It gets
+    /// a whole lease from now on.
+    pub fn add(&mut self, node: &Arc<str>, was_dead: bool, now: Instant) {
+        self.tracks.entry(node.clone()).or_insert(Track {
+            standing: if was_dead { Standing::Dead } else { Standing::Healthy },
+            since: now,
+        });
+        self.signals.renewed.entry(node.clone()).or_insert(now);
+    }
+
+    /// A node exists no more.
+    pub fn remove(&mut self, node: &str) {
+        self.tracks.remove(node);
+        self.signals.renewed.remove(node);
+    }
+
+    /// What is held of `node`.
+    pub fn track(&self, node: &str) -> Option<Track> {
+        self.tracks.get(node).copied()
+    }
+
+    /// More than half of the nodes are lost (or overdue): nothing is evicted, since it is more
+    /// likely us.
+    pub fn suspended(&self) -> bool {
+        self.lost * 2 > self.tracks.len()
+    }
+
+    /// New signals. Nodes without a lease in them keep the renewal known before.
+    pub fn set_signals(&mut self, signals: Signals) {
+        for (node, at) in signals.renewed {
+            if let Some(known) = self.signals.renewed.get_mut(&node) {
+                *known = (*known).max(at);
+            }
+        }
+        self.signals.gossip = signals.gossip;
+    }
+
+    /// Judges every node again and answers those whose standing changed. O(nodes).
+    pub fn assess(&mut self, now: Instant) -> Vec<Arc<str>> {
+        self.gossip_trusted = self.trust_gossip(now);
+        let mut changed = Vec::new();
+        let mut lost = 0;
+        let names: Vec<Arc<str>> = self.tracks.keys().cloned().collect();
+        for node in names {
+            let age = self.age(&node, now);
+            let gossip = self.gossip_says(&node);
+            let Some(track) = self.tracks.get_mut(&node) else { continue };
+            let next = step(track.standing, gossip, age);
+            if age >= OVERDUE_AFTER || matches!(next, Standing::Dead | Standing::Silent) {
+                lost += 1;
+            }
+            if next != track.standing {
+                *track = Track { standing: next, since: now };
+                changed.push(node);
+            }
+        }
+        self.lost = lost;
+        changed
+    }
+
+    /// When the passing of time alone may change a standing or the suspension. O(nodes).
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let anybody_lost = self.lost > 0;
+        let steps = self.tracks.iter().filter_map(|(node, track)| {
+            let renewed = *self.signals.renewed.get(node)?;
+            let age = now.saturating_duration_since(renewed);
+            let marks: &[Duration] = match track.standing {
+                Standing::Dead | Standing::Silent => &[],
+                _ if anybody_lost => &[OVERDUE_AFTER, LEASE_TTL, LEASE_TTL.saturating_add(SILENT_HOLD)],
+                _ => &[LEASE_TTL, LEASE_TTL.saturating_add(SILENT_HOLD)],
+            };
+            marks.iter().find(|m| **m > age).map(|m| renewed + *m)
+        });
+        steps.min()
+    }
+
+    fn age(&self, node: &str, now: Instant) -> Duration {
+        self.signals.renewed.get(node).map_or(Duration::ZERO, |at| now.saturating_duration_since(*at))
+    }
+
+    fn gossip_says(&self, node: &str) -> Liveness {
+        match &self.signals.gossip {
+            Some(view) if self.gossip_trusted => view.liveness(node),
+            _ => Liveness::Unknown,
+        }
+    }
+
+    fn trust_gossip(&self, now: Instant) -> bool {
+        let Some(view) = &self.signals.gossip else { return false };
+        let mut living = 0;
+        let mut contradicted = 0;
+        for node in self.tracks.keys() {
+            if self.age(node, now) < LEASE_TTL {
+                living += 1;
+                // A node killed a moment ago still has its lease: only one that renewed lately
+                // contradicts gossip.
+                let renewed_lately = self.age(node, now) < OVERDUE_AFTER;
+                contradicted += usize::from(renewed_lately && view.liveness(node) == Liveness::Dead);
+            }
+        }
+        contradicted * 2 <= living || contradicted < 2
+    }
+}
+
+fn step(before: Standing, gossip: Liveness, age: Duration) -> Standing {
+    let alive = age < LEASE_TTL;
+    match judge(gossip, alive) {
+        // netd forgot the dead: nothing new was learnt.
+        Standing::Silent if before == Standing::Dead && gossip == Liveness::Unknown => Standing::Dead,
+        Standing::Silent if before != Standing::Silent && age < LEASE_TTL + SILENT_HOLD => before,
+        // An agent that died with its lease fresh may still be renewed by a packet in flight.
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;
