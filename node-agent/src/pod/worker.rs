@@ -42,8 +42,8 @@ pub enum Message {
     Reattach,
     /// Something for the machine.
     Event(Event),
-    /// The image of a container is here.
-    Image(String, Arc<Image>),
+    /// The image of a container is here: container, name asked for, image.
+    Image(String, String, Arc<Image>),
     /// A container of the shim ended.
     ShimExit(String, trellis_shim_protocol::Exit),
 }
@@ -200,7 +200,13 @@ impl Worker {
             Message::Gone => self.feed(Event::Gone),
             Message::Reattach => self.spawn_attach(false),
             Message::Event(event) => self.feed(event),
-            Message::Image(container, image) => {
+            Message::Image(container, asked, _)
+                if self.container(&container).is_some_and(|c| c.image.as_deref() != Some(&asked)) =>
+            {
+                // The spec names another one by now.
+                self.ensure_image(container);
+            }
+            Message::Image(container, _, image) => {
                 let full = self.image_name(&container);
                 let image_id = crate::image::status_id(&image, &full);
                 self.images.insert(container.clone(), image);

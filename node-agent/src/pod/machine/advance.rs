@@ -42,7 +42,9 @@ impl Machine {
                 all.extend(pull_backoff_shown_at(c));
             }
         }
-        all.into_iter().min()
+        // What was due when the last event was looked at and is still here waits for something
+        // else (an init container, say): it is no reason to look again.
+        all.into_iter().filter(|t| *t > self.seen).min()
     }
 
     fn active_deadline(&self) -> Option<Duration> {
@@ -149,18 +151,19 @@ impl Machine {
             return;
         }
         self.sandbox.at = StepAt::Idle;
-        self.network.at = StepAt::Idle;
+        if !self.network.is_busy() {
+            // One under way is awaited before the teardown: netd must not attach after detaching.
+            self.network.at = StepAt::Idle;
+        }
         let text = "Pod sandbox changed, it will be killed and re-created.".to_owned();
         out.push(note("SandboxChanged", text, None));
-        // Everything in it died with it, unseen.
-        for c in self.containers.iter_mut().filter(|c| c.alive()) {
+        // Everything in it died with it, unseen. What is still being started is awaited: its start
+        // must not come to pass in the next sandbox.
+        for c in &mut self.containers {
+            let State::Running { since } = c.state else { continue };
             let id = std::mem::take(&mut c.id);
             out.push(Effect::StopProbes { container: c.plan.name.clone() });
-            let since = match c.state {
-                State::Running { since } => Some(since),
-                _ => None,
-            };
-            c.state = State::Ended(unknown_end(id, since, now.wall));
+            c.state = State::Ended(unknown_end(id, Some(since), now.wall));
             c.stopping = None;
             c.started = false;
             c.probe_ready = false;
@@ -230,6 +233,9 @@ impl Machine {
         self.initialized = false;
         for c in self.containers.iter_mut().filter(|c| c.plan.role == Role::Init) {
             // A new sandbox is initialised anew, as Kubernetes does it.
+            if !c.image.is_busy() {
+                c.image.at = StepAt::Idle;
+            }
             if let State::Ended(e) = std::mem::replace(&mut c.state, waiting("PodInitializing")) {
                 c.last = Some(e);
             }

@@ -151,7 +151,7 @@ impl Machine {
         }
         match shim {
             Some(report) => m.adopt(report, now),
-            None if saved.sandbox => m.lost_while_away(now),
+            None if saved.sandbox || m.containers.iter().any(super::Record::alive) => m.lost_while_away(now),
             None => {}
         }
         m

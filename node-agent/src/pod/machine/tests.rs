@@ -1,1 +1,500 @@
+//! The transition table: what a Pod is told, what it answers, what its status shows.
+#![allow(clippy::unwrap_used, missing_docs)]
+use super::*;
+use crate::pod::{
+    event::{Exit, ProbeKind, StopKind},
+    plan::{ContainerPlan, RestartPolicy},
+    status,
+};
+use k8s_openapi::api::core::v1::Pod;
 
+pub(super) fn plan(restart: RestartPolicy, containers: &[(&str, Role)]) -> PodPlan {
+    PodPlan {
+        uid: "u1".into(),
+        namespace: "default".into(),
+        name: "web".into(),
+        restart,
+        host_network: false,
+        grace: Duration::from_secs(30),
+        active_deadline: None,
+        containers: containers
+            .iter()
+            .map(|(name, role)| ContainerPlan {
+                name: (*name).into(),
+                role: *role,
+                image: "img".into(),
+                startup_probe: false,
+                readiness_probe: false,
+                liveness_probe: false,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn at(secs: f64) -> Now {
+    let wall = Timestamp::from_millisecond(1_700_000_000_000 + (secs * 1000.0) as i64).unwrap();
+    Now { mono: Duration::from_secs_f64(secs), wall }
+}
+
+pub(super) fn exit(code: i32, secs: f64) -> Exit {
+    Exit { code, signal: None, oom_killed: false, started: None, finished: at(secs).wall, message: String::new() }
+}
+
+/// Without the noise of notes and reports.
+fn acts(effects: Vec<Effect>) -> Vec<Effect> {
+    effects
+        .into_iter()
+        .filter(|e| !matches!(e, Effect::Note(_) | Effect::ReportStatus | Effect::Persist | Effect::StopProbes { .. }))
+        .collect()
+}
+
+fn start(c: &str, attempt: u32) -> Effect {
+    Effect::Start { container: c.into(), attempt }
+}
+
+fn image(c: &str) -> Effect {
+    Effect::EnsureImage { container: c.into() }
+}
+
+fn ready(c: &str) -> Event {
+    Event::ImageReady { container: c.into(), image_id: "sha256:1".into() }
+}
+
+fn started(c: &str, attempt: u32, secs: f64) -> Event {
+    Event::Started { container: c.into(), attempt, id: format!("{c}-{attempt}"), at: at(secs).wall }
+}
+
+fn exited(c: &str, attempt: u32, code: i32, secs: f64) -> Event {
+    Event::Exited { container: c.into(), attempt, exit: exit(code, secs) }
+}
+
+fn ask(c: &str, attempt: u32, grace: u64) -> Effect {
+    Effect::Stop { container: c.into(), attempt, kind: StopKind::Ask { grace: Duration::from_secs(grace) } }
+}
+
+fn attached() -> Event {
+    Event::NetworkAttached { addresses: vec!["10.244.1.7".into()] }
+}
+
+/// A machine whose network stands, at time 0.
+fn up(plan: PodPlan) -> (Machine, Vec<Effect>) {
+    let mut m = Machine::new(plan, at(0.0));
+    assert_eq!(acts(m.on_event(Event::Tick, at(0.0))), [Effect::PrepareVolumes]);
+    assert_eq!(acts(m.on_event(Event::VolumesReady, at(0.0))), [Effect::CreateSandbox]);
+    assert_eq!(acts(m.on_event(Event::SandboxCreated, at(0.0))), [Effect::AttachNetwork]);
+    let first = acts(m.on_event(attached(), at(0.0)));
+    (m, first)
+}
+
+/// A machine with one running main container "a".
+fn running(restart: RestartPolicy) -> Machine {
+    let (mut m, first) = up(plan(restart, &[("a", Role::Main)]));
+    assert_eq!(first, [image("a")]);
+    assert_eq!(acts(m.on_event(ready("a"), at(0.0))), [start("a", 0)]);
+    assert_eq!(acts(m.on_event(started("a", 0, 0.0), at(0.0))), []);
+    assert_eq!(m.phase(), Phase::Running);
+    m
+}
+
+fn reason(m: &Machine, c: &str) -> String {
+    match &m.containers.iter().find(|r| r.plan.name == c).unwrap().state {
+        State::Waiting { reason, .. } => reason.clone(),
+        State::Starting => "starting".into(),
+        State::Running { .. } => "running".into(),
+        State::Ended(e) => e.reason.clone(),
+    }
+}
+
+#[test]
+fn nothing_runs_before_the_network_and_then_in_order() {
+    let roles = [("i1", Role::Init), ("i2", Role::Init), ("a", Role::Main), ("b", Role::Main)];
+    let (mut m, first) = up(plan(RestartPolicy::Always, &roles));
+    assert_eq!(first, [image("i1")]);
+    assert_eq!(m.phase(), Phase::Pending);
+    assert_eq!(acts(m.on_event(ready("i1"), at(1.0))), [start("i1", 0)]);
+    assert_eq!(acts(m.on_event(started("i1", 0, 1.0), at(1.0))), []);
+    assert!(!m.conditions["Initialized"].status);
+    assert_eq!(m.conditions["Initialized"].message, "containers with incomplete status: [i1 i2]");
+    assert_eq!(acts(m.on_event(exited("i1", 0, 0, 2.0), at(2.0))), [image("i2")]);
+    m.on_event(ready("i2"), at(2.0));
+    m.on_event(started("i2", 0, 2.0), at(2.0));
+    assert_eq!(acts(m.on_event(exited("i2", 0, 0, 3.0), at(3.0))), [image("a"), image("b")]);
+    assert!(m.conditions["Initialized"].status);
+    assert_eq!(m.phase(), Phase::Pending);
+    m.on_event(ready("a"), at(3.0));
+    m.on_event(ready("b"), at(3.0));
+    m.on_event(started("a", 0, 3.0), at(3.0));
+    assert!(!m.conditions["Ready"].status);
+    m.on_event(started("b", 0, 3.5), at(3.5));
+    assert!(m.conditions["Ready"].status && m.phase() == Phase::Running);
+}
+
+#[test]
+fn a_failed_step_is_tried_again_after_a_growing_wait() {
+    let mut m = Machine::new(plan(RestartPolicy::Always, &[("a", Role::Main)]), at(0.0));
+    m.on_event(Event::Tick, at(0.0));
+    m.on_event(Event::VolumesReady, at(0.0));
+    assert_eq!(acts(m.on_event(Event::SandboxFailed { message: "x".into() }, at(0.0))), []);
+    assert_eq!(m.next_deadline(), Some(Duration::from_millis(250)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(0.25))), [Effect::CreateSandbox]);
+    m.on_event(Event::SandboxFailed { message: "x".into() }, at(0.3));
+    assert_eq!(m.next_deadline(), Some(Duration::from_millis(800)));
+    m.on_event(Event::Tick, at(0.8));
+    m.on_event(Event::SandboxCreated, at(1.0));
+    m.on_event(Event::NetworkFailed { message: "netd away".into() }, at(1.0));
+    assert_eq!(acts(m.on_event(Event::Tick, at(1.25))), [Effect::AttachNetwork]);
+    assert_eq!(acts(m.on_event(attached(), at(1.3))), [image("a")]);
+}
+
+#[test]
+fn host_network_pods_are_not_attached() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.host_network = true;
+    let mut m = Machine::new(p, at(0.0));
+    m.on_event(Event::Tick, at(0.0));
+    m.on_event(Event::VolumesReady, at(0.0));
+    assert_eq!(acts(m.on_event(Event::SandboxCreated, at(0.0))), [image("a")]);
+    m.on_event(Event::Delete { grace: Duration::ZERO }, at(1.0));
+    assert!(acts(m.on_event(Event::Tick, at(1.0))).is_empty());
+    assert!(m.is_removing());
+}
+
+#[test]
+fn crashes_restart_at_once_then_back_off_and_reset_after_ten_minutes() {
+    let mut m = running(RestartPolicy::Always);
+    let effects = acts(m.on_event(exited("a", 0, 1, 1.0), at(1.0)));
+    assert_eq!(effects, [image("a")]);
+    assert_eq!(acts(m.on_event(ready("a"), at(1.0))), [start("a", 1)]);
+    m.on_event(started("a", 1, 1.0), at(1.0));
+    let mut now = 2.0;
+    for (attempt, wait) in [(1, 10.0), (2, 20.0), (3, 40.0), (4, 80.0), (5, 160.0), (6, 300.0), (7, 300.0)] {
+        assert_eq!(acts(m.on_event(exited("a", attempt, 1, now), at(now))), []);
+        assert_eq!(reason(&m, "a"), "CrashLoopBackOff");
+        assert_eq!(m.phase(), Phase::Running);
+        assert_eq!(m.next_deadline(), Some(Duration::from_secs_f64(now + wait)));
+        assert_eq!(acts(m.on_event(Event::Tick, at(now + wait - 0.1))), []);
+        now += wait;
+        assert_eq!(acts(m.on_event(Event::Tick, at(now))), [image("a")]);
+        assert_eq!(acts(m.on_event(ready("a"), at(now))), [start("a", attempt + 1)]);
+        m.on_event(started("a", attempt + 1, now), at(now));
+    }
+    now += 601.0;
+    assert_eq!(acts(m.on_event(exited("a", 8, 1, now), at(now))), [image("a")]);
+    assert_eq!(m.containers[0].restart_count(), 8);
+}
+
+#[test]
+fn restart_policies_decide_who_comes_back() {
+    for (policy, code, phase, again) in [
+        (RestartPolicy::Always, 0, Phase::Running, true),
+        (RestartPolicy::OnFailure, 0, Phase::Succeeded, false),
+        (RestartPolicy::OnFailure, 1, Phase::Running, true),
+        (RestartPolicy::Never, 0, Phase::Succeeded, false),
+        (RestartPolicy::Never, 3, Phase::Failed, false),
+    ] {
+        let mut m = running(policy);
+        let effects = acts(m.on_event(exited("a", 0, code, 5.0), at(5.0)));
+        assert_eq!(m.phase(), phase, "{policy:?} {code}");
+        let expect = if again { vec![image("a")] } else { vec![Effect::DetachNetwork] };
+        assert_eq!(effects, expect, "{policy:?} {code}");
+    }
+}
+
+#[test]
+fn a_finished_pod_is_taken_down_and_kept_until_deleted() {
+    let mut m = running(RestartPolicy::Never);
+    assert_eq!(acts(m.on_event(exited("a", 0, 0, 5.0), at(5.0))), [Effect::DetachNetwork]);
+    assert_eq!(acts(m.on_event(Event::NetworkDetached, at(5.0))), [Effect::Cleanup { keep_logs: true }]);
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(5.0))), []);
+    assert!(m.is_kept());
+    assert_eq!(m.next_deadline(), None);
+    assert_eq!(m.conditions["Ready"].reason, "PodCompleted");
+    let effects = acts(m.on_event(Event::Delete { grace: Duration::from_secs(30) }, at(9.0)));
+    assert_eq!(effects, [Effect::Cleanup { keep_logs: false }]);
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(9.0))), [Effect::DeleteFromApi]);
+    assert_eq!(acts(m.on_event(Event::ApiDeleted, at(9.0))), [Effect::Finished]);
+}
+
+#[test]
+fn deletion_asks_waits_kills_and_removes() {
+    let mut m = running(RestartPolicy::Always);
+    let grace = Duration::from_secs(10);
+    assert_eq!(acts(m.on_event(Event::Delete { grace }, at(5.0))), [ask("a", 0, 10)]);
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(15)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(14.9))), []);
+    let kill = Effect::Stop { container: "a".into(), attempt: 0, kind: StopKind::Kill };
+    assert_eq!(acts(m.on_event(Event::Tick, at(15.0))), [kill]);
+    assert_eq!(acts(m.on_event(exited("a", 0, 137, 15.1), at(15.1))), [Effect::DetachNetwork]);
+    assert_eq!(acts(m.on_event(Event::NetworkDetached, at(15.2))), [Effect::Cleanup { keep_logs: false }]);
+    assert_eq!(acts(m.on_event(Event::TeardownFailed { message: "busy".into() }, at(15.3))), []);
+    assert_eq!(acts(m.on_event(Event::Tick, at(15.55))), [Effect::Cleanup { keep_logs: false }]);
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(15.6))), [Effect::DeleteFromApi]);
+    assert_eq!(acts(m.on_event(Event::ApiDeleted, at(15.7))), [Effect::Finished]);
+}
+
+#[test]
+fn a_second_shorter_deletion_hastens_the_first() {
+    let mut m = running(RestartPolicy::Always);
+    m.on_event(Event::Delete { grace: Duration::from_secs(100) }, at(0.0));
+    m.on_event(Event::Delete { grace: Duration::from_secs(1) }, at(5.0));
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(6)));
+    m.on_event(Event::Delete { grace: Duration::from_secs(100) }, at(5.5));
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(6)));
+}
+
+#[test]
+fn an_object_that_is_gone_is_not_deleted_again() {
+    let mut m = running(RestartPolicy::Always);
+    assert_eq!(acts(m.on_event(Event::Gone, at(1.0))), [ask("a", 0, 2)]);
+    m.on_event(exited("a", 0, 0, 1.1), at(1.1));
+    m.on_event(Event::NetworkDetached, at(1.2));
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(1.3))), [Effect::Finished]);
+}
+
+#[test]
+fn deletion_during_a_start_waits_for_the_runtime() {
+    let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main)]));
+    assert_eq!(acts(m.on_event(ready("a"), at(0.0))), [start("a", 0)]);
+    assert_eq!(acts(m.on_event(Event::Delete { grace: Duration::from_secs(5) }, at(0.1))), []);
+    assert_eq!(
+        acts(m.on_event(started("a", 0, 0.2), at(0.2))).last(),
+        Some(&{
+            let grace = Duration::from_secs_f64(5.1) - Duration::from_secs_f64(0.2);
+            Effect::Stop { container: "a".into(), attempt: 0, kind: StopKind::Ask { grace } }
+        })
+    );
+}
+
+#[test]
+fn a_pod_deleted_before_it_began_starts_nothing() {
+    let mut m = Machine::new(plan(RestartPolicy::Always, &[("a", Role::Main)]), at(0.0));
+    let effects = acts(m.on_event(Event::Delete { grace: Duration::from_secs(30) }, at(0.0)));
+    assert_eq!(effects, [Effect::Cleanup { keep_logs: false }]);
+}
+
+#[test]
+fn images_that_cannot_be_pulled_back_off_in_kubernetes_words() {
+    let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main)]));
+    let fail = |m: &mut Machine, secs: f64| {
+        let (container, reason) = ("a".to_owned(), "ErrImagePull".to_owned());
+        m.on_event(Event::ImageFailed { container, reason, message: "no such image".into() }, at(secs))
+    };
+    fail(&mut m, 0.0);
+    assert_eq!(reason(&m, "a"), "ErrImagePull");
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(1)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(1.0))), []);
+    assert_eq!(reason(&m, "a"), "ImagePullBackOff");
+    assert_eq!(acts(m.on_event(Event::Tick, at(9.9))), []);
+    assert_eq!(acts(m.on_event(Event::Tick, at(10.0))), [image("a")]);
+    fail(&mut m, 11.0);
+    assert_eq!(acts(m.on_event(Event::Tick, at(30.9))), []);
+    assert_eq!(acts(m.on_event(Event::Tick, at(31.0))), [image("a")]);
+    assert_eq!(acts(m.on_event(ready("a"), at(32.0))), [start("a", 0)]);
+}
+
+#[test]
+fn missing_configuration_waits_without_counting_a_restart() {
+    let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main)]));
+    m.on_event(ready("a"), at(0.0));
+    let fail = Event::ConfigFailed { container: "a".into(), attempt: 0, message: "configmap \"c\" not found".into() };
+    assert_eq!(acts(m.on_event(fail, at(0.0))), []);
+    assert_eq!(reason(&m, "a"), "CreateContainerConfigError");
+    assert_eq!(acts(m.on_event(Event::Tick, at(2.0))), [image("a")]);
+    assert_eq!(acts(m.on_event(ready("a"), at(2.0))), [start("a", 0)]);
+    assert_eq!(m.containers[0].restart_count(), 0);
+}
+
+#[test]
+fn a_container_that_cannot_be_started_counts_as_exit_128() {
+    let (mut m, _) = up(plan(RestartPolicy::Never, &[("a", Role::Main)]));
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(Event::StartFailed { container: "a".into(), attempt: 0, message: "no such file".into() }, at(0.0));
+    assert_eq!((reason(&m, "a").as_str(), m.phase()), ("StartError", Phase::Failed));
+}
+
+#[test]
+fn ends_are_named_as_kubernetes_names_them() {
+    for (code, oom, want) in [(0, false, "Completed"), (2, false, "Error"), (137, true, "OOMKilled")] {
+        let mut m = running(RestartPolicy::Never);
+        let exit = Exit { oom_killed: oom, ..exit(code, 1.0) };
+        m.on_event(Event::Exited { container: "a".into(), attempt: 0, exit }, at(1.0));
+        assert_eq!(reason(&m, "a"), want);
+    }
+}
+
+#[test]
+fn an_exit_told_before_its_start_is_not_lost() {
+    let (mut m, _) = up(plan(RestartPolicy::Never, &[("a", Role::Main)]));
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(exited("a", 0, 7, 0.1), at(0.1));
+    m.on_event(started("a", 0, 0.05), at(0.2));
+    let State::Ended(e) = &m.containers[0].state else { panic!("{:?}", m.containers[0].state) };
+    assert_eq!((e.exit.code, e.id.as_str()), (7, "a-0"));
+}
+
+#[test]
+fn probes_gate_readiness_and_kill() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.containers[0].startup_probe = true;
+    p.containers[0].readiness_probe = true;
+    p.containers[0].liveness_probe = true;
+    let (mut m, _) = up(p);
+    m.on_event(ready("a"), at(0.0));
+    let probe = |kind| Effect::StartProbe { container: "a".into(), attempt: 0, kind };
+    assert_eq!(acts(m.on_event(started("a", 0, 0.0), at(0.0))), [probe(ProbeKind::Startup)]);
+    let verdict =
+        |kind, healthy| Event::Probe { container: "a".into(), attempt: 0, kind, healthy, message: "m".into() };
+    let effects = acts(m.on_event(verdict(ProbeKind::Startup, true), at(1.0)));
+    assert_eq!(effects, [probe(ProbeKind::Readiness), probe(ProbeKind::Liveness)]);
+    assert!(!m.conditions["Ready"].status);
+    m.on_event(verdict(ProbeKind::Readiness, true), at(2.0));
+    assert!(m.conditions["Ready"].status);
+    m.on_event(verdict(ProbeKind::Readiness, false), at(3.0));
+    assert!(!m.conditions["Ready"].status);
+    assert_eq!(acts(m.on_event(verdict(ProbeKind::Liveness, false), at(4.0))), [ask("a", 0, 30)]);
+    // A second verdict while it is stopping changes nothing.
+    assert_eq!(acts(m.on_event(verdict(ProbeKind::Liveness, false), at(5.0))), []);
+    assert_eq!(acts(m.on_event(exited("a", 0, 143, 6.0), at(6.0))), [image("a")]);
+}
+
+#[test]
+fn sidecars_start_in_order_and_end_last() {
+    let roles = [("s", Role::Sidecar), ("a", Role::Main)];
+    let (mut m, first) = up(plan(RestartPolicy::Never, &roles));
+    assert_eq!(first, [image("s")]);
+    m.on_event(ready("s"), at(0.0));
+    assert_eq!(acts(m.on_event(started("s", 0, 0.0), at(0.0))), [image("a")]);
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(started("a", 0, 0.0), at(0.0));
+    let effects = acts(m.on_event(exited("a", 0, 0, 5.0), at(5.0)));
+    assert_eq!(effects, [ask("s", 0, 30)]);
+    assert_eq!(acts(m.on_event(exited("s", 0, 143, 6.0), at(6.0))), [Effect::DetachNetwork]);
+    assert_eq!(m.phase(), Phase::Succeeded);
+}
+
+#[test]
+fn a_failing_init_container_fails_a_pod_that_never_restarts() {
+    let roles = [("i", Role::Init), ("a", Role::Main)];
+    let (mut m, _) = up(plan(RestartPolicy::Never, &roles));
+    m.on_event(ready("i"), at(0.0));
+    m.on_event(started("i", 0, 0.0), at(0.0));
+    assert_eq!(acts(m.on_event(exited("i", 0, 1, 1.0), at(1.0))), [Effect::DetachNetwork]);
+    assert_eq!(m.phase(), Phase::Failed);
+    let (mut m, _) = up(plan(RestartPolicy::Always, &roles));
+    m.on_event(ready("i"), at(0.0));
+    m.on_event(started("i", 0, 0.0), at(0.0));
+    assert_eq!(acts(m.on_event(exited("i", 0, 1, 1.0), at(1.0))), [image("i")]);
+    assert_eq!(m.phase(), Phase::Pending);
+}
+
+#[test]
+fn the_active_deadline_fails_the_pod() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.active_deadline = Some(Duration::from_secs(60));
+    let (mut m, _) = up(p);
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(started("a", 0, 0.0), at(0.0));
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(60)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(60.0))), [ask("a", 0, 30)]);
+    assert_eq!(m.phase(), Phase::Failed);
+}
+
+#[test]
+fn a_lost_sandbox_is_cleaned_up_and_made_anew() {
+    let mut m = running(RestartPolicy::Always);
+    assert_eq!(acts(m.on_event(Event::SandboxLost, at(5.0))), [Effect::DetachNetwork]);
+    assert_eq!(reason(&m, "a"), "ContainerStatusUnknown");
+    assert_eq!(acts(m.on_event(Event::NetworkDetached, at(5.0))), [Effect::Cleanup { keep_logs: true }]);
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(5.0))), [Effect::PrepareVolumes]);
+    m.on_event(Event::VolumesReady, at(5.0));
+    m.on_event(Event::SandboxCreated, at(5.0));
+    assert_eq!(acts(m.on_event(attached(), at(5.0))), [image("a")]);
+    assert_eq!(acts(m.on_event(ready("a"), at(5.0))), [start("a", 1)]);
+}
+
+#[test]
+fn the_machine_survives_the_agent() {
+    let m = running(RestartPolicy::Always);
+    let text = serde_json::to_string(m.snapshot().unwrap()).unwrap();
+    let saved: Persisted = serde_json::from_str(&text).unwrap();
+    let shim = |exit: Option<Exit>| ShimReport {
+        containers: vec![ShimContainer {
+            name: "a".into(),
+            attempt: 0,
+            id: "a-0".into(),
+            started: Some(at(0.0).wall),
+            exit,
+        }],
+    };
+    // It runs on.
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim(None)), at(3.0));
+    assert_eq!(reason(&again, "a"), "running");
+    let effects = acts(again.on_event(Event::Tick, at(3.0)));
+    assert_eq!(effects, [Effect::PrepareVolumes, Effect::AttachNetwork]);
+    again.on_event(attached(), at(3.1));
+    assert_eq!(again.phase(), Phase::Running);
+    // It ended meanwhile.
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim(Some(exit(9, 2.0)))), at(3.0));
+    let State::Ended(e) = &again.containers[0].state else { panic!() };
+    assert_eq!(e.exit.code, 9);
+    again.on_event(Event::Tick, at(3.0));
+    again.on_event(Event::VolumesReady, at(3.0));
+    assert_eq!(acts(again.on_event(attached(), at(3.0))), [image("a")]);
+    // The machine was rebooted.
+    let mut again = Machine::recover(m.plan.clone(), &saved, None, at(3.0));
+    assert_eq!(reason(&again, "a"), "ContainerStatusUnknown");
+    assert_eq!(acts(again.on_event(Event::Tick, at(3.0))), [Effect::DetachNetwork]);
+}
+
+#[test]
+fn a_start_that_the_shim_never_saw_did_not_happen() {
+    let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main)]));
+    m.on_event(ready("a"), at(0.0));
+    let saved = m.snapshot().unwrap().clone();
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&ShimReport::default()), at(1.0));
+    again.on_event(Event::Tick, at(1.0));
+    again.on_event(Event::VolumesReady, at(1.0));
+    assert_eq!(acts(again.on_event(attached(), at(1.0))), [image("a")]);
+    assert_eq!(acts(again.on_event(ready("a"), at(1.0))), [start("a", 0)]);
+}
+
+#[test]
+fn a_changed_image_restarts_its_container_only() {
+    let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main), ("b", Role::Main)]));
+    for c in ["a", "b"] {
+        m.on_event(ready(c), at(0.0));
+        m.on_event(started(c, 0, 0.0), at(0.0));
+    }
+    let mut p = m.plan.clone();
+    p.containers[1].image = "new".into();
+    assert_eq!(acts(m.on_event(Event::Updated(p), at(1.0))), [ask("b", 0, 30)]);
+    assert_eq!(acts(m.on_event(exited("b", 0, 0, 2.0), at(2.0))), [image("b")]);
+}
+
+#[test]
+fn status_speaks_kubernetes_words() {
+    let mut m = running(RestartPolicy::Always);
+    m.on_event(exited("a", 0, 1, 1.0), at(1.0));
+    m.on_event(ready("a"), at(1.0));
+    m.on_event(started("a", 1, 1.0), at(1.0));
+    m.on_event(exited("a", 1, 1, 2.0), at(2.0));
+    let pod: Pod = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
+        "spec": {"containers": [{"name": "a", "image": "img"}]},
+        "status": {"qosClass": "BestEffort", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    }))
+    .unwrap();
+    let json = serde_json::to_value(status::build(&m, &pod, "172.30.0.11")).unwrap();
+    assert_eq!(json["phase"], "Running");
+    assert_eq!(json["hostIP"], "172.30.0.11");
+    assert_eq!(json["podIPs"][0]["ip"], "10.244.1.7");
+    assert_eq!(json["startTime"], "2023-11-14T22:13:20Z");
+    let c = &json["containerStatuses"][0];
+    assert_eq!(c["restartCount"], 1);
+    assert_eq!(c["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(c["lastState"]["terminated"]["exitCode"], 1);
+    assert_eq!(c["lastState"]["terminated"]["reason"], "Error");
+    assert_eq!(c["ready"], false);
+    let types: Vec<&str> = json["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]);
+}

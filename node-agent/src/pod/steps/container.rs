@@ -65,7 +65,7 @@ pub async fn ensure_image(step: Step, c: Container) -> Message {
                 format!("Container image \"{name}\" already present on machine")
             };
             step.note(false, "Pulled", text, Some(&c.name));
-            Message::Image(c.name.clone(), image)
+            Message::Image(c.name.clone(), name, image)
         }
         Err(error) => failed(image::reason(&error), format!("Failed to pull image \"{name}\": {error}")),
     }

@@ -1,0 +1,213 @@
+//! What the machine remembers: steps, containers, the way down.
+use super::super::{
+    backoff::Backoff,
+    event::{Exit, Now},
+    plan::ContainerPlan,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A step that is done once, and again after a wait when it failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Step {
+    pub(crate) at: StepAt,
+    pub(super) backoff: Backoff,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum StepAt {
+    Idle,
+    Busy,
+    Done,
+    Until(Duration),
+}
+
+impl Step {
+    pub(super) fn new() -> Self {
+        Self { at: StepAt::Idle, backoff: Backoff::step() }
+    }
+
+    pub(super) fn done(&mut self) {
+        self.at = StepAt::Done;
+        self.backoff.reset();
+    }
+
+    pub(super) fn failed(&mut self, now: Now) {
+        self.at = StepAt::Until(now.mono + self.backoff.advance());
+    }
+
+    /// True when the step must be begun now; it is Busy from then on.
+    pub(super) fn begin(&mut self, now: Now) -> bool {
+        let due = match self.at {
+            StepAt::Idle => true,
+            StepAt::Until(t) => t <= now.mono,
+            StepAt::Busy | StepAt::Done => false,
+        };
+        if due {
+            self.at = StepAt::Busy;
+        }
+        due
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.at == StepAt::Done
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.at == StepAt::Busy
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        match self.at {
+            StepAt::Until(t) => Some(t),
+            _ => None,
+        }
+    }
+}
+
+/// One ended run of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How.
+    pub exit: Exit,
+    /// Completed, Error, OOMKilled, StartError, ContainerStatusUnknown.
+    pub reason: String,
+    /// The runtime's id of that run.
+    pub id: String,
+}
+
+/// Where a container is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Not running, for the reason that status shows.
+    Waiting {
+        /// ContainerCreating, PodInitializing, CrashLoopBackOff, ErrImagePull …
+        reason: String,
+        /// For people.
+        message: String,
+        /// Not before this monotonic time.
+        until: Option<Duration>,
+    },
+    /// Handed to the runtime, which has not answered yet.
+    Starting,
+    /// Its process runs.
+    Running {
+        /// Wall time of the start.
+        since: Timestamp,
+    },
+    /// Its process ended, for good or to be started again at once.
+    Ended(Ended),
+}
+
+/// SIGTERM was sent; SIGKILL follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Stopping {
+    pub(super) kill_at: Duration,
+    pub(super) killed: bool,
+}
+
+/// All the machine knows of one container.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its plan.
+    pub plan: ContainerPlan,
+    /// Where it is.
+    pub state: State,
+    /// The run before the present one.
+    pub last: Option<Ended>,
+    /// `imageID`.
+    pub image_id: String,
+    /// The runtime's id of the present run.
+    pub id: String,
+    /// Passed its startup probe, or has none.
+    pub started: bool,
+    /// Its readiness probe's verdict; true without one.
+    pub probe_ready: bool,
+    /// The number the next start gets.
+    pub(crate) next: u32,
+    pub(super) image: Step,
+    /// The first crash restarts at once, later ones wait.
+    pub(super) crashed: bool,
+    pub(super) crash_backoff: Backoff,
+    pub(super) stopping: Option<Stopping>,
+    /// Its image was changed in the spec: start again whatever the policy says.
+    pub(super) replaced: bool,
+}
+
+impl Record {
+    pub(super) fn new(plan: ContainerPlan) -> Self {
+        Self {
+            plan,
+            state: waiting("ContainerCreating"),
+            last: None,
+            image_id: String::new(),
+            id: String::new(),
+            started: false,
+            probe_ready: false,
+            next: 0,
+            image: Step { at: StepAt::Idle, backoff: Backoff::standard() },
+            crashed: false,
+            crash_backoff: Backoff::standard(),
+            stopping: None,
+            replaced: false,
+        }
+    }
+
+    /// `restartCount`: starts beyond the first.
+    pub fn restart_count(&self) -> u32 {
+        self.next.saturating_sub(1)
+    }
+
+    /// Ready to serve, as far as this container goes.
+    pub fn ready(&self) -> bool {
+        matches!(self.state, State::Running { .. }) && self.started && (!self.plan.readiness_probe || self.probe_ready)
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        matches!(self.state, State::Starting | State::Running { .. })
+    }
+
+    pub(super) fn attempt(&self) -> u32 {
+        self.next.saturating_sub(1)
+    }
+
+    pub(super) fn is_current(&self, attempt: u32) -> bool {
+        self.next > 0 && self.attempt() == attempt
+    }
+}
+
+pub(crate) fn waiting(reason: &str) -> State {
+    State::Waiting { reason: reason.into(), message: String::new(), until: None }
+}
+
+/// What follows when everything has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Then {
+    /// Make the sandbox anew and go on.
+    Recreate,
+    /// The Pod is finished: its object and logs stay.
+    Keep,
+    /// The Pod is deleted.
+    Remove,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(super) then: Then,
+    /// When SIGKILL is due for whatever still runs.
+    pub(super) kill_at: Duration,
+    pub(super) down: DownStep,
+    pub(super) step: Step,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum DownStep {
+    Stop,
+    Detach,
+    Cleanup,
+    Delete,
+    /// Only with `Then::Keep`: waiting to be deleted.
+    Kept,
+    Over,
+}
