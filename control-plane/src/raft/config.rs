@@ -103,8 +103,8 @@ impl Tuning {
             // Snapshots are triggered by bytes too, see `upkeep`.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.keep_entries,
-            // Segments are dropped whole anyway.
-            purge_batch_size: 256,
+            // Purging happens after a snapshot only: no need to batch it.
+            purge_batch_size: 1,
             max_payload_entries: 512,
             install_snapshot_timeout: millis(self.catch_up),
             // An unreachable follower is tried again ten times a second.

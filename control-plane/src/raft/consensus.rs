@@ -95,7 +95,8 @@ pub(super) struct Inner {
     /// Membership changes run one at a time.
     pub(super) changing: Mutex<()>,
     pub(super) stopped: CancellationToken,
-    _lock: Box<dyn Send + Sync>,
+    /// Keeps others out of the folder until raft has stopped.
+    lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl fmt::Debug for Inner {
@@ -176,7 +177,7 @@ pub async fn start(
         applied: applied.clone(),
         changing: Mutex::new(()),
         stopped: stopped.clone(),
-        _lock: lock,
+        lock: std::sync::Mutex::new(Some(lock)),
     });
     let (proposals, proposed) = mpsc::channel(proposer::QUEUE);
     let (barriers, asked) = mpsc::channel(reads::QUEUE);
@@ -432,6 +433,13 @@ impl Consensus {
             tracing::warn!(%error, "raft did not stop in order");
         }
         self.inner.stopped.cancel();
+        let lock = self
+            .inner
+            .lock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        drop(lock);
     }
 }
 

@@ -36,7 +36,7 @@ pub use log::LogStore;
 pub use machine::{Applied, Machine};
 pub use network::{Dialer, TlsDialer};
 pub use server::{LeaderService, PeerServices, RaftService};
-pub use snapshots::{Draft, SnapshotFile, Snapshots};
+pub use snapshots::{Draft, SnapshotFile, Snapshots, check_snapshot};
 pub use types::{
     LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus,
     ProposeError, RaftStats,

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, Snapshot};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use trellis_proto::peer::RaftMessage;
 use trellis_proto::peer::raft_client::RaftClient;
 
@@ -39,6 +40,10 @@ use super::wire;
 const CHUNK: usize = 512 * 1024;
 /// Messages of a snapshot read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
+
+/// An unreachable member is tried again this often: it costs a connect, and one that returns
+/// is brought up to date at once.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Makes channels to members; must not block, connects lazily, and sets HTTP/2 keepalive.
 pub trait Dialer: Send + Sync + fmt::Debug + 'static {
@@ -181,7 +186,7 @@ impl Link {
 
 impl NetBackoff<TypeConfig> for Link {
     fn backoff(&self) -> Option<Backoff> {
-        None
+        Some(Backoff::new(std::iter::repeat(RETRY)))
     }
 }
 
@@ -201,24 +206,50 @@ impl NetStreamAppend<TypeConfig> for Link {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let requests = input.filter_map(|request| async move {
+            let sent = Arc::new(AtomicU64::new(0));
+            let counter = sent.clone();
+            let requests = input.filter_map(move |request| {
+                counter.fetch_add(1, Ordering::Relaxed);
                 // Cannot fail, see `wire::encode`; dropping it would stall, not corrupt.
-                wire::message(&request).ok()
+                std::future::ready(wire::message(&request).ok())
             });
             let call = async { self.client()?.append(Request::new(requests)).await };
             let replies = self
                 .within(option.soft_ttl(), call)
                 .await
                 .map_err(|s| rpc_error(&s))?;
-            let results = replies.into_inner().map(|reply| {
-                let decoded =
-                    reply.and_then(|m| wire::decode::<StreamAppendResult<TypeConfig>>(&m.payload));
-                decoded.map_err(|s| rpc_error(&s))
-            });
-            let results: BoxStream<'s, _> = Box::pin(results);
+            let results: BoxStream<'s, _> = Box::pin(results(replies.into_inner(), sent));
             Ok(results)
         })
     }
+}
+
+/// Decodes replies. A stream that ends before every request is answered is an error: openraft
+/// would take it for success without progress, and never purge what that follower lacks.
+fn results(
+    replies: Streaming<RaftMessage>,
+    sent: Arc<AtomicU64>,
+) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> {
+    futures::stream::unfold(Some((replies, 0)), move |state| {
+        let sent = sent.clone();
+        async move {
+            let (mut replies, received) = state?;
+            let reply = match replies.message().await {
+                Ok(Some(reply)) => wire::decode::<StreamAppendResult<TypeConfig>>(&reply.payload),
+                Ok(None) if received >= sent.load(Ordering::Relaxed) => return None,
+                Ok(None) => Err(Status::unavailable("the follower ended the stream")),
+                Err(status) => Err(status),
+            };
+            match reply {
+                Ok(result) => {
+                    // After a refusal the follower ends the stream, whatever else was sent.
+                    let next = result.is_ok().then_some((replies, received + 1));
+                    Some((Ok(result), next))
+                }
+                Err(status) => Some((Err(rpc_error(&status)), None)),
+            }
+        }
+    })
 }
 
 impl NetVote<TypeConfig> for Link {

@@ -254,3 +254,8 @@ pub(super) fn read_state(
     let state = read_from(&mut input, limits).map_err(|e| invalid(&file.path, e))?;
     Ok((meta, state))
 }
+
+/// Reads a whole snapshot and forgets it: whether it is intact.
+pub fn check_snapshot(file: SnapshotFile) -> io::Result<()> {
+    read_state(file, HistoryLimits::default()).map(drop)
+}

@@ -1,0 +1,239 @@
+//! Three members over real gRPC on loopback: writes, failover, partitions, membership.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod raft_support;
+
+use std::time::Duration;
+
+use raft_support::{Cluster, eventually, key, put, within};
+use trellis_control_plane::raft::{MemberError, ProposeError, Tuning};
+use trellis_control_plane::store::{Command, Op, OpError, Outcome, When};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Builds and tests share two cores here: slower clocks keep elections out of what does not test them.
+fn calm() -> Tuning {
+    Tuning {
+        heartbeat: Duration::from_millis(150),
+        election_min: Duration::from_millis(900),
+        election_max: Duration::from_millis(1_500),
+        deadline: Duration::from_secs(15),
+        ..Tuning::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn any_member_writes_and_reads_its_own_write() {
+    let cluster = Cluster::new(3, calm()).await;
+    for id in 1..=3 {
+        let name = format!("from-{id}");
+        let outcome = within("the write", SOON, cluster.node(id).propose(put(&name, "x"))).await.unwrap();
+        let revision = outcome.done().unwrap()[0];
+        let found = cluster.node(id).store().get(&key(&name)).expect("applied here");
+        assert_eq!(found.revision, revision);
+        for other in 1..=3 {
+            cluster.node(other).read_barrier().await.unwrap();
+            assert_eq!(cluster.node(other).store().get(&key(&name)).unwrap().revision, revision);
+        }
+    }
+    let stale = Command::new(
+        1,
+        vec![Op::Put { key: key("from-1"), when: When::Absent, object: raft_support::object("from-1", "y") }],
+    );
+    let refused = cluster.node(2).propose(stale).await.unwrap();
+    assert!(matches!(refused, Outcome::Failed { op: 0, why: OpError::AlreadyExists, .. }), "{refused:?}");
+    let grant = cluster.node(2).renew_lease("abc", "i").await.unwrap();
+    assert_eq!(grant.term, 3, "answered by the leader's hooks");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_concurrent_writes_are_applied_once_each() {
+    let cluster = Cluster::new(3, calm()).await;
+    let mut tasks = Vec::new();
+    for i in 0..300 {
+        let consensus = cluster.node(1 + i % 3).clone();
+        tasks.push(tokio::spawn(async move {
+            let command = put(&format!("w{i}"), "v").with_request_id(format!("r{i}"));
+            let first = consensus.propose(command.clone()).await.unwrap();
+            let again = consensus.propose(command).await.unwrap();
+            assert_eq!(first.done(), again.done(), "a repeated request is answered from memory");
+            assert!(matches!(again, Outcome::Done { replayed: true, .. }));
+        }));
+    }
+    for task in tasks {
+        within("a write", SOON, task).await.unwrap();
+    }
+    for id in 1..=3 {
+        cluster.node(id).read_barrier().await.unwrap();
+        assert_eq!(cluster.node(id).store().revision(), 300);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_dead_leader_is_replaced_and_nothing_is_lost() {
+    let mut cluster = Cluster::new(3, Tuning { deadline: Duration::from_secs(15), ..Tuning::default() }).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    for i in 0..20 {
+        cluster.node(leader).propose(put(&format!("before-{i}"), "v")).await.unwrap();
+    }
+    cluster.stop(leader).await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    // A retried write finds the new leader by itself.
+    let command = put("after", "v").with_request_id("after");
+    within("a write after the failover", SOON, cluster.node(others[0]).propose(command)).await.unwrap();
+    let successor = cluster.leader(&others).await;
+    for i in 0..20 {
+        assert!(cluster.node(successor).store().get(&key(&format!("before-{i}"))).is_some());
+    }
+    cluster.start(leader).await;
+    within("the old leader catches up", SOON, cluster.node(leader).read_barrier()).await.unwrap();
+    assert!(cluster.node(leader).store().get(&key("after")).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_back_from_a_partition_raises_no_term() {
+    let cluster = Cluster::new(3, calm()).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    let before = cluster.node(leader).leadership().borrow().term;
+    cluster.isolate(away, true);
+    // Long enough for several election timeouts over there.
+    let lonely = tokio::time::Instant::now() + Duration::from_secs(8);
+    let mut i = 0;
+    while tokio::time::Instant::now() < lonely {
+        cluster.node(leader).propose(put(&format!("p{i}"), "v")).await.unwrap();
+        i += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.node(away).stats().term, before, "pre-vote keeps the lonely member's term");
+    cluster.isolate(away, false);
+    within("it reads again", SOON, cluster.node(away).read_barrier()).await.unwrap();
+    assert!(cluster.node(away).store().get(&key(&format!("p{}", i - 1))).is_some());
+    for id in 1..=3 {
+        let seen = cluster.node(id).leadership().borrow().clone();
+        assert_eq!((seen.term, seen.leader_id), (before, Some(leader)), "nobody was disturbed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_isolated_leader_acknowledges_nothing_and_the_rest_goes_on() {
+    let tuning = Tuning { deadline: Duration::from_secs(4), ..calm() };
+    let cluster = Cluster::new(3, tuning).await;
+    let old = cluster.leader(&[1, 2, 3]).await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    cluster.isolate(old, true);
+    let lost = cluster.node(old).clone();
+    let lonely = tokio::spawn(async move { lost.propose(put("lonely", "v")).await });
+    let read = cluster.node(old).clone();
+    let stale = tokio::spawn(async move { read.read_barrier().await });
+    let successor = cluster.leader(&others).await;
+    within("the majority writes", SOON, cluster.node(successor).propose(put("majority", "v"))).await.unwrap();
+    let lonely = within("it gives up", SOON, lonely).await.unwrap();
+    assert!(matches!(lonely, Err(ProposeError::Unknown { .. } | ProposeError::Unavailable { .. })), "{lonely:?}");
+    assert!(within("it gives up", SOON, stale).await.unwrap().is_err(), "a cut-off leader serves no linearizable read");
+    cluster.isolate(old, false);
+    eventually("it returns", SOON, || cluster.node(old).store().get(&key("majority"))).await;
+    assert!(cluster.node(successor).store().get(&key("lonely")).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn leadership_is_handed_over() {
+    let cluster = Cluster::new(3, calm()).await;
+    let mut leader = cluster.leader(&[1, 2, 3]).await;
+    for _ in 0..3 {
+        let to = leader % 3 + 1;
+        // Asked of a member that neither leads nor is to lead: it is passed on.
+        let asked = (1..=3).find(|id| *id != leader && *id != to).unwrap();
+        within("the handover", SOON, cluster.node(asked).transfer_leader(to)).await.unwrap();
+        leader = cluster.leader(&[1, 2, 3]).await;
+        assert_eq!(leader, to);
+        within("a write", SOON, cluster.node(asked).propose(put("x", &leader.to_string()))).await.unwrap();
+    }
+    let error = cluster.node(1).transfer_leader(9).await.unwrap_err();
+    assert!(matches!(error, MemberError::Unknown { id: 9, .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_wiped_member_catches_up_by_snapshot() {
+    let tuning = Tuning { snapshot_entries: 50, keep_entries: 5, segment_bytes: 8 * 1024, ..calm() };
+    let mut cluster = Cluster::new(3, tuning).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let victim = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.stop(victim).await;
+    cluster.wipe(victim);
+    for i in 0..400 {
+        within("a write", SOON, cluster.node(leader).propose(put(&format!("k{}", i % 40), &i.to_string())))
+            .await
+            .unwrap();
+    }
+    eventually("the log is purged", SOON, || cluster.node(leader).stats().purged_index.filter(|p| *p > 50)).await;
+    cluster.start(victim).await;
+    within("it catches up", SOON, cluster.node(victim).read_barrier()).await.unwrap();
+    let (ours, theirs) = (cluster.node(victim).store(), cluster.node(leader).store());
+    assert_eq!(ours.revision(), theirs.revision());
+    assert_eq!(ours.list_kinds(&["ConfigMap"]).0, theirs.list_kinds(&["ConfigMap"]).0);
+    // A watch that began on another member goes on here: the history came along.
+    let mut watcher = ours.watch(trellis_control_plane::store::WatchFilter::default(), 390).unwrap();
+    assert_eq!(watcher.poll().unwrap().events.len(), 10);
+    // Everything restarts from what lies on disk.
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    for id in 1..=3 {
+        cluster.start(id).await;
+    }
+    cluster.leader(&[1, 2, 3]).await;
+    within("a read after the restart", SOON, cluster.node(victim).read_barrier()).await.unwrap();
+    assert_eq!(cluster.node(victim).store().revision(), 400);
+    // Segments and snapshots behind the purge are gone.
+    let files = |sub: &str| std::fs::read_dir(cluster.nodes[&leader].dir.join(sub)).unwrap().count();
+    assert!(files("snapshots") == 1, "one snapshot is kept");
+    assert!(files("log") < 12, "old segments are dropped: {}", files("log"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn members_are_added_and_removed_safely() {
+    let mut cluster = Cluster::prepare(4, Tuning { catch_up: Duration::from_secs(2), ..calm() }).await;
+    cluster.start(1).await;
+    let first = cluster.nodes[&1].member.clone();
+    cluster.node(1).bootstrap(first.clone()).await.unwrap();
+    let last = cluster.node(1).remove_member(1).await.unwrap_err();
+    assert!(matches!(last, MemberError::LastVoter { id: 1 }), "{last}");
+    for id in [2, 3] {
+        cluster.start(id).await;
+        let member = cluster.nodes[&id].member.clone();
+        // Asked of the newest member but one; repeating changes nothing.
+        within("adding", SOON, cluster.node(id - 1).add_member(member.clone())).await.unwrap();
+        within("adding again", SOON, cluster.node(1).add_member(member)).await.unwrap();
+    }
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let mut clash = cluster.nodes[&2].member.clone();
+    clash.id = 7;
+    let error = cluster.node(leader).add_member(clash).await.unwrap_err();
+    assert!(matches!(error, MemberError::Clash { .. }), "{error}");
+    // Nobody listens there: it stays a learner, and the voters are as before.
+    let ghost = trellis_control_plane::raft::Member {
+        id: 4,
+        name: "ghost".into(),
+        api_address: "x".into(),
+        peer_address: "127.0.0.1:1".into(),
+    };
+    let error = cluster.node(leader).add_member(ghost).await.unwrap_err();
+    assert!(matches!(error, MemberError::NotCaughtUp { id: 4, .. }), "{error}");
+    let voters = |of: u64| cluster.node(of).members().iter().filter(|m| m.voter).count();
+    assert_eq!(voters(leader), 3);
+    within("removing the learner", SOON, cluster.node(leader).remove_member(4)).await.unwrap();
+    // The leader removes itself: it hands over first.
+    within("removing the leader", Duration::from_secs(20), cluster.node(leader).remove_member(leader)).await.unwrap();
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let successor = cluster.leader(&rest).await;
+    assert_eq!(voters(successor), 2);
+    within("a write", SOON, cluster.node(successor).propose(put("x", "y"))).await.unwrap();
+    // With the other one silent, removing it would be fine, but removing the live one would not.
+    let other = rest.iter().copied().find(|id| *id != successor).unwrap();
+    cluster.isolate(other, true);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let error = cluster.node(successor).remove_member(successor).await;
+    assert!(error.is_err(), "no majority would be left");
+    cluster.isolate(other, false);
+}
