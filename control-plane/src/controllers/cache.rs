@@ -218,7 +218,10 @@ impl Cache {
 
     /// The Pods that `uid` controls.
     pub fn pods_of(&self, uid: &str) -> Vec<Arc<Item<Pod>>> {
-        self.controlled(uid, Kind::Pod).filter_map(|k| self.pods.get(&k.namespace, &k.name).cloned()).filter(|p| owned_by(p, uid)).collect()
+        self.controlled(uid, Kind::Pod)
+            .filter_map(|k| self.pods.get(&k.namespace, &k.name).cloned())
+            .filter(|p| owned_by(p, uid))
+            .collect()
     }
 
     /// The ReplicaSets that `uid` controls.
@@ -328,8 +331,11 @@ impl Cache {
             self.events.remove(&(at, key.clone()));
         }
         let Some(stored) = object else { return Ok(None) };
-        let times: Times = serde_json::from_slice(&stored.json)
-            .map_err(|source| CacheError { key: key.to_string(), revision, source })?;
+        let times: Times = serde_json::from_slice(&stored.json).map_err(|source| CacheError {
+            key: key.to_string(),
+            revision,
+            source,
+        })?;
         let at = times.last_timestamp.or(times.metadata.creation_timestamp).map_or(0, |t| t.0.as_second());
         self.event_times.insert(key.clone(), at);
         self.events.insert((at, key));

@@ -39,13 +39,7 @@ fn named(change: &Change) -> (Arc<str>, Arc<str>) {
     (change.key.namespace.clone(), change.key.name.clone())
 }
 
-fn pod(
-    engine: &mut Engine,
-    change: &Change,
-    old: Option<&Arc<Item<Pod>>>,
-    new: Option<&Arc<Item<Pod>>>,
-    now: &Now,
-) {
+fn pod(engine: &mut Engine, change: &Change, old: Option<&Arc<Item<Pod>>>, new: Option<&Arc<Item<Pod>>>, now: &Now) {
     engine.scheduler.pod_changed(&named(change), new, now.mono);
     for version in [old, new].into_iter().flatten() {
         if let Some(owner) = version.controller()
@@ -88,13 +82,7 @@ fn no_execute(node: &Node) -> Vec<(String, String)> {
     taints.filter(|t| t.effect == NO_EXECUTE).map(|t| (t.key.clone(), t.value.clone().unwrap_or_default())).collect()
 }
 
-fn node_changed(
-    engine: &mut Engine,
-    change: &Change,
-    old: Option<&Item<Node>>,
-    new: Option<&Item<Node>>,
-    now: &Now,
-) {
+fn node_changed(engine: &mut Engine, change: &Change, old: Option<&Item<Node>>, new: Option<&Item<Node>>, now: &Now) {
     let name = &change.key.name;
     engine.scheduler.node_changed(name, new.map(|n| &n.object), now.mono);
     let Some(new) = new else {
@@ -107,7 +95,7 @@ fn node_changed(
         return;
     };
     if old.is_none_or(|o| o.uid() != new.uid()) {
-        engine.assessor.add(name, node::was_dead(&new.object), now.mono);
+        engine.assessor.add(name, node::prior_standing(&new.object), now.mono);
         engine.assess_due = true;
     }
     let cidrs = new.object.spec.as_ref().and_then(|s| s.pod_cidrs.clone()).unwrap_or_default();

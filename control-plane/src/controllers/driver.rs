@@ -44,8 +44,8 @@ pub struct Controllers {
 }
 
 /// Runs until `stop`: the controllers while this member leads, nothing while it does not.
-/// `config` is asked at each start of leading, since it is kept in the store.
-pub async fn run(controllers: Controllers, config: impl Fn(&Store) -> Config, stop: CancellationToken) {
+/// `config` is asked again and again, since it is kept in the store: at first it is not seeded.
+pub async fn run(controllers: Controllers, config: impl Fn(&Store) -> Config + Send + Sync, stop: CancellationToken) {
     let mut leadership = controllers.leadership.clone();
     loop {
         let now = leadership.borrow_and_update().clone();
@@ -53,7 +53,7 @@ pub async fn run(controllers: Controllers, config: impl Fn(&Store) -> Config, st
             controllers.registry.begin(now.term);
             tracing::info!(term = now.term, "leading: controllers start");
             let ended = {
-                let leading = controllers.lead(now.term, config(&controllers.store));
+                let leading = controllers.lead(now.term, &config);
                 tokio::select! {
                     () = stop.cancelled() => true,
                     () = until_over(&mut leadership, now.term) => false,
@@ -84,6 +84,7 @@ async fn until_over(leadership: &mut watch::Receiver<Leadership>, term: u64) {
 /// One leader's term.
 struct Session<'a> {
     base: &'a Controllers,
+    config: &'a (dyn Fn(&Store) -> Config + Send + Sync),
     term: u64,
     engine: Engine,
     jobs: JoinSet<(u64, Written)>,
@@ -91,11 +92,11 @@ struct Session<'a> {
 
 impl Controllers {
     /// Leads until the term is over; a watch that fell behind starts over from a list.
-    async fn lead(&self, term: u64, config: Config) {
+    async fn lead(&self, term: u64, config: &(dyn Fn(&Store) -> Config + Send + Sync)) {
         loop {
             let now = Now::read();
-            let engine = Engine::new(config.clone(), term, rand::rng().next_u64(), &now);
-            let mut session = Session { base: self, term, engine, jobs: JoinSet::new() };
+            let engine = Engine::new(config(&self.store), term, rand::rng().next_u64(), &now);
+            let mut session = Session { base: self, config, term, engine, jobs: JoinSet::new() };
             match session.run().await {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(%error, "controllers list everything again"),
@@ -157,9 +158,13 @@ impl Session<'_> {
             complain(self.engine.on_event(event, &now));
         }
         self.engine.on_revision(batch.revision);
+        if self.engine.lacks_ranges() {
+            self.engine.set_config((self.config)(&self.base.store));
+        }
     }
 
     fn look_at_nodes(&mut self) {
+        self.engine.set_config((self.config)(&self.base.store));
         let names: Vec<Arc<str>> = self.engine.cache().nodes.iter().map(|n| Arc::from(n.name())).collect();
         self.base.registry.adopt(names.iter());
         let gossip = self.base.gossip.current().view;
@@ -191,3 +196,7 @@ fn complain(result: Result<(), CacheError>) {
         tracing::error!(%error, "an object is left out");
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -145,6 +145,22 @@ impl Engine {
         self.fenced
     }
 
+    /// What an operator set has changed.
+    pub fn set_config(&mut self, config: Config) {
+        if self.config.pod_ranges != config.pod_ranges {
+            self.cidrs.set_ranges(config.pod_ranges.clone());
+            for node in self.cache.nodes.iter() {
+                self.queue.add(Work::Node(Arc::from(node.name())));
+            }
+        }
+        self.config = config;
+    }
+
+    /// Whether there is no pod CIDR to give: the cluster is not seeded yet.
+    pub fn lacks_ranges(&self) -> bool {
+        self.config.pod_ranges.is_empty()
+    }
+
     /// One object of the first list.
     pub fn load(&mut self, key: &Key, revision: u64, object: &Stored, now: &Now) -> Result<(), CacheError> {
         if let Some(change) = self.cache.put(key, revision, Some(object))? {

@@ -61,8 +61,7 @@ impl PodGc {
     }
 
     fn note_missing(&mut self, cache: &Cache, now: Instant) {
-        let gone: Vec<&Arc<str>> =
-            cache.nodes_with_pods().filter(|n| cache.nodes.get("", n).is_none()).collect();
+        let gone: Vec<&Arc<str>> = cache.nodes_with_pods().filter(|n| cache.nodes.get("", n).is_none()).collect();
         self.missing.retain(|n, _| gone.contains(&n));
         for node in gone {
             self.missing.entry(node.clone()).or_insert(now);

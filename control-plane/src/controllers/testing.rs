@@ -16,10 +16,10 @@ use super::cache::Cache;
 use super::engine::{Config, Engine, Job};
 use super::node::cidr::PodRange;
 use super::object::{Now, ObjKey, Write};
-use super::writer::{AdmittedWriter, ClusterWriter, Written};
 use super::pods;
+use super::writer::{AdmittedWriter, ClusterWriter, Written};
 use crate::api::ops::{Admission, Backend, InMemory, Sealer};
-use crate::store::{Watcher, WatchFilter};
+use crate::store::{WatchFilter, Watcher};
 
 pub fn admission() -> Admission {
     Admission::new(Sealer::new(trellis_proto::pki::Key::generate()))
@@ -154,7 +154,9 @@ impl Sim {
         let kinds = Kind::ALL.iter().map(|k| k.name());
         let watcher = backend.store().watch(WatchFilter::kinds(kinds), 0).unwrap();
         let mut sim = Self { backend, writer, engine, watcher, now, jobs: Vec::new(), commits: 0, writes: 0 };
-        sim.create(object(serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})));
+        sim.create(object(
+            serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}),
+        ));
         sim
     }
 
@@ -315,7 +317,8 @@ impl Sim {
         let now = self.now;
         self.edit(&ObjKey::new(Kind::Node, "", name), |o| {
             let Object::Node(n) = o else { return };
-            let c = NodeCondition { type_: "Ready".into(), status, reason: Some("AgentSays".into()), ..Default::default() };
+            let c =
+                NodeCondition { type_: "Ready".into(), status, reason: Some("AgentSays".into()), ..Default::default() };
             conditions::set(&mut n.status.get_or_insert_default().conditions, c, now.time());
         });
     }

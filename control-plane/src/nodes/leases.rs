@@ -48,8 +48,16 @@ pub enum LeaseError {
 #[derive(Debug, Clone)]
 struct Lease {
     renewed_at: Instant,
+    /// Its agent renewed it in this term; false: it was only granted.
+    heard: bool,
     instance: String,
     applied_revision: Option<u64>,
+}
+
+impl Lease {
+    fn granted(now: Instant) -> Self {
+        Self { renewed_at: now, heard: false, instance: String::new(), applied_revision: None }
+    }
 }
 
 /// All leases of one term.
@@ -85,28 +93,27 @@ impl LeaseTable {
         }
         for node in nodes.clone() {
             if !self.leases.contains_key(node) && self.leases.len() < MAX_LEASES {
-                let fresh = Lease { renewed_at: now, instance: String::new(), applied_revision: None };
-                self.leases.insert(node.clone(), fresh);
+                self.leases.insert(node.clone(), Lease::granted(now));
             }
         }
         let exists: std::collections::BTreeSet<&Arc<str>> = nodes.collect();
-        self.leases.retain(|name, l| {
-            exists.contains(name) || now.saturating_duration_since(l.renewed_at) < FORGET_AFTER
-        });
+        self.leases
+            .retain(|name, l| exists.contains(name) || now.saturating_duration_since(l.renewed_at) < FORGET_AFTER);
     }
 
     /// An agent renews. O(log nodes).
     pub fn renew(&mut self, node: &str, instance: &str, now: Instant) -> Result<Grant, LeaseError> {
         let term = self.term.ok_or(LeaseError::NotLeader)?;
         if let Some(lease) = self.leases.get_mut(node) {
-            let recovered = now.saturating_duration_since(lease.renewed_at) >= OVERDUE_AFTER;
+            let recovered = !lease.heard || now.saturating_duration_since(lease.renewed_at) >= OVERDUE_AFTER;
             lease.renewed_at = now;
+            lease.heard = true;
             if lease.instance != instance {
                 lease.instance = instance.to_owned();
             }
             return Ok(Grant { ttl: LEASE_TTL, term, recovered });
         }
-        self.insert(node, Lease { renewed_at: now, instance: instance.to_owned(), applied_revision: None })?;
+        self.insert(node, Lease { heard: true, instance: instance.to_owned(), ..Lease::granted(now) })?;
         Ok(Grant { ttl: LEASE_TTL, term, recovered: true })
     }
 
@@ -118,11 +125,7 @@ impl LeaseTable {
         match self.leases.get_mut(node) {
             // A netd that restored an older state after a restart really knows less again.
             Some(lease) => lease.applied_revision = Some(applied_revision),
-            None => {
-                let instance = String::new();
-                let lease = Lease { renewed_at: now, instance, applied_revision: Some(applied_revision) };
-                self.insert(node, lease)?;
-            }
+            None => self.insert(node, Lease { applied_revision: Some(applied_revision), ..Lease::granted(now) })?,
         }
         Ok(self.floor(now))
     }
@@ -133,9 +136,9 @@ impl LeaseTable {
         alive.map(|l| l.applied_revision.unwrap_or(0)).min().unwrap_or(0)
     }
 
-    /// When each lease was renewed. O(nodes).
+    /// When each agent last renewed in this term; those not heard yet are left out. O(nodes).
     pub fn renewals(&self) -> BTreeMap<Arc<str>, Instant> {
-        self.leases.iter().map(|(n, l)| (n.clone(), l.renewed_at)).collect()
+        self.leases.iter().filter(|(_, l)| l.heard).map(|(n, l)| (n.clone(), l.renewed_at)).collect()
     }
 
     fn insert(&mut self, node: &str, lease: Lease) -> Result<(), LeaseError> {
@@ -180,7 +183,9 @@ mod tests {
         let later = now + ms(5_000);
         let nodes: Vec<Arc<str>> = vec![Arc::from("n1"), Arc::from("n2")];
         t.adopt(nodes.iter(), later);
-        assert_eq!(t.renewals().values().copied().collect::<Vec<_>>(), vec![later, later]);
+        assert!(t.renewals().is_empty(), "granted, but nobody was heard yet");
+        assert!(t.renew("n1", "a", later).unwrap().recovered, "the first word of a term is news");
+        assert_eq!(t.renewals().into_values().collect::<Vec<_>>(), vec![later]);
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
     use trellis_proto::netd::MemberState;
     use trellis_proto::netd::membership_server::{Membership, MembershipServer};
 
-    struct Netd;
+    struct Netd(CancellationToken);
 
     #[tonic::async_trait]
     impl Membership for Netd {
@@ -123,9 +123,10 @@ mod tests {
                 member("b", WireLiveness::Suspect),
                 member("c", WireLiveness::Dead),
             ];
+            let stop = self.0.clone();
             tokio::spawn(async move {
                 tx.send(Ok(MembershipView { members, healthy: true })).await.ok();
-                tx.closed().await;
+                stop.cancelled().await;
             });
             Ok(Response::new(ReceiverStream::new(rx)))
         }
@@ -149,15 +150,17 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         for round in 0..2 {
             let listener = UnixListener::bind(&path).unwrap();
+            let killed = CancellationToken::new();
             let server = tokio::spawn(
                 tonic::transport::Server::builder()
-                    .add_service(MembershipServer::new(Netd))
+                    .add_service(MembershipServer::new(Netd(killed.clone())))
                     .serve_with_incoming(UnixListenerStream::new(listener)),
             );
             until("a view", &shared, |s| s.current().fresh()).await;
             let view = shared.current().view.unwrap();
             assert_eq!(view.dead.values().copied().collect::<Vec<_>>(), vec![false, false, true], "round {round}");
             server.abort();
+            killed.cancel();
             std::fs::remove_file(&path).unwrap();
             until("the loss", &shared, |s| s.current().lost_at.is_some()).await;
         }

@@ -64,24 +64,32 @@ pub struct Signals {
     pub gossip: Option<Arc<GossipView>>,
 }
 
+#[derive(Debug, Default)]
+struct Known {
+    /// `None`: lost before this leader's time, and not heard since.
+    renewed: BTreeMap<Arc<str>, Option<Instant>>,
+    gossip: Option<Arc<GossipView>>,
+}
+
 /// Follows the standing of every node.
 #[derive(Debug, Default)]
 pub struct Assessor {
     tracks: BTreeMap<Arc<str>, Track>,
-    signals: Signals,
+    signals: Known,
     lost: usize,
     gossip_trusted: bool,
 }
 
 impl Assessor {
-    /// A node exists. `was_dead`: its object says that an earlier leader found it dead. It gets
-    /// a whole lease from now on.
-    pub fn add(&mut self, node: &Arc<str>, was_dead: bool, now: Instant) {
-        self.tracks.entry(node.clone()).or_insert(Track {
-            standing: if was_dead { Standing::Dead } else { Standing::Healthy },
-            since: now,
-        });
-        self.signals.renewed.entry(node.clone()).or_insert(now);
+    /// A node exists; `prior` is what an earlier leader wrote into its object. Who was well gets
+    /// a whole lease from now on; who was lost stays so until its agent is heard.
+    pub fn add(&mut self, node: &Arc<str>, prior: Standing, now: Instant) {
+        self.tracks.entry(node.clone()).or_insert(Track { standing: prior, since: now });
+        if matches!(prior, Standing::Healthy | Standing::Cut) {
+            self.signals.renewed.entry(node.clone()).or_insert(Some(now));
+        } else {
+            self.signals.renewed.entry(node.clone()).or_insert(None);
+        }
     }
 
     /// A node exists no more.
@@ -105,7 +113,8 @@ impl Assessor {
     pub fn set_signals(&mut self, signals: Signals) {
         for (node, at) in signals.renewed {
             if let Some(known) = self.signals.renewed.get_mut(&node) {
-                *known = (*known).max(at);
+                // None is less than any time.
+                *known = (*known).max(Some(at));
             }
         }
         self.signals.gossip = signals.gossip;
@@ -138,7 +147,7 @@ impl Assessor {
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let anybody_lost = self.lost > 0;
         let steps = self.tracks.iter().filter_map(|(node, track)| {
-            let renewed = *self.signals.renewed.get(node)?;
+            let renewed = (*self.signals.renewed.get(node)?)?;
             let age = now.saturating_duration_since(renewed);
             let marks: &[Duration] = match track.standing {
                 Standing::Dead | Standing::Silent => &[],
@@ -151,7 +160,11 @@ impl Assessor {
     }
 
     fn age(&self, node: &str, now: Instant) -> Duration {
-        self.signals.renewed.get(node).map_or(Duration::ZERO, |at| now.saturating_duration_since(*at))
+        match self.signals.renewed.get(node) {
+            Some(Some(at)) => now.saturating_duration_since(*at),
+            Some(None) => Duration::MAX,
+            None => Duration::ZERO,
+        }
     }
 
     fn gossip_says(&self, node: &str) -> Liveness {

@@ -13,7 +13,7 @@ fn view(nodes: &[(&str, bool)], healthy: bool) -> Option<Arc<GossipView>> {
 
 fn nodes(a: &mut Assessor, names: &[&str], now: Instant) {
     for n in names {
-        a.add(&Arc::from(*n), false, now);
+        a.add(&Arc::from(*n), Standing::Healthy, now);
     }
 }
 
@@ -61,8 +61,9 @@ fn the_forgotten_dead_stay_dead_until_they_are_heard() {
     let t0 = Instant::now();
     let mut a = Assessor::default();
     nodes(&mut a, &["a", "b"], t0);
-    a.add(&Arc::from("c"), true, t0);
+    a.add(&Arc::from("c"), Standing::Dead, t0);
     let gossip = view(&[("a", false), ("b", false)], true);
+    assert!(a.assess(t0).is_empty(), "a new leader does not revive the dead");
     let t = t0 + ms(10_000);
     a.set_signals(Signals { renewed: renewed(&["a", "b"], t), gossip });
     a.assess(t);
@@ -89,6 +90,19 @@ fn silence_alone_is_held_for_a_failover_of_the_agent() {
     };
     assert_eq!(at(&mut a, t0 + LEASE_TTL), Standing::Healthy);
     assert_eq!(at(&mut a, t0 + LEASE_TTL + SILENT_HOLD), Standing::Silent);
+}
+
+#[test]
+fn a_new_leader_leaves_the_silent_silent_until_they_are_heard() {
+    let t0 = Instant::now();
+    let mut a = Assessor::default();
+    nodes(&mut a, &["a", "b"], t0);
+    a.add(&Arc::from("c"), Standing::Silent, t0);
+    a.set_signals(Signals { renewed: BTreeMap::new(), gossip: view(&[("c", false)], true) });
+    assert!(a.assess(t0 + ms(100)).is_empty());
+    a.set_signals(Signals { renewed: renewed(&["c"], t0 + ms(200)), gossip: view(&[("c", false)], true) });
+    assert_eq!(a.assess(t0 + ms(200)), vec![Arc::from("c")]);
+    assert_eq!(a.track("c").unwrap().standing, Standing::Healthy);
 }
 
 #[test]

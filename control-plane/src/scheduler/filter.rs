@@ -74,10 +74,7 @@ pub fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
 }
 
 fn tolerates_cordon(pod: &PodInfo) -> bool {
-    let taint = Taint {
-        key: taints::UNSCHEDULABLE.to_owned(),
-        effect: taints::NO_SCHEDULE.to_owned(),
-        ..Taint::default()
-    };
+    let taint =
+        Taint { key: taints::UNSCHEDULABLE.to_owned(), effect: taints::NO_SCHEDULE.to_owned(), ..Taint::default() };
     pod.tolerations.iter().any(|t| taints::tolerates(t, &taint))
 }

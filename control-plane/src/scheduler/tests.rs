@@ -25,7 +25,8 @@ fn wanting(name: &str, cpu: &str, memory: &str) -> Pod {
 }
 
 fn owned(mut p: Pod, owner: &str) -> Pod {
-    let o = OwnerReference { uid: owner.into(), controller: Some(true), kind: "ReplicaSet".into(), ..Default::default() };
+    let o =
+        OwnerReference { uid: owner.into(), controller: Some(true), kind: "ReplicaSet".into(), ..Default::default() };
     p.metadata.owner_references = Some(vec![o]);
     p
 }
@@ -136,7 +137,9 @@ fn words_about_waiting_pods_follow_the_nodes() {
     assert!(decide(&mut s).is_empty());
     let later = s.next_deadline().unwrap() + Duration::from_millis(1);
     let told = s.schedule(10, later);
-    assert!(matches!(&told[..], [Decision::Unschedulable { message, .. }] if message == "0/2 nodes are available: 2 Insufficient cpu."));
+    assert!(
+        matches!(&told[..], [Decision::Unschedulable { message, .. }] if message == "0/2 nodes are available: 2 Insufficient cpu.")
+    );
 }
 
 #[test]

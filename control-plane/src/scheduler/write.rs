@@ -23,8 +23,8 @@ pub fn bind(pod: &PodInfo, node: &str, now: &Now) -> (Write, Note) {
 pub fn unschedulable(item: &Item<Pod>, message: &str, now: &Now) -> Option<(Write, Note)> {
     let mut told = item.object.clone();
     let list = told.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let same = conditions::find(list, SCHEDULED)
-        .is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
+    let same =
+        conditions::find(list, SCHEDULED).is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
     if same {
         return None;
     }

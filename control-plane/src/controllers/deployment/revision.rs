@@ -23,14 +23,8 @@ pub const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// That plus maxSurge.
 pub const MAX: &str = "deployment.kubernetes.io/max-replicas";
 /// Annotations of a Deployment that its ReplicaSets do not get.
-const NOT_COPIED: [&str; 6] = [
-    LAST_APPLIED,
-    REVISION,
-    REVISION_HISTORY,
-    DESIRED,
-    MAX,
-    "deprecated.deployment.rollback.to",
-];
+const NOT_COPIED: [&str; 6] =
+    [LAST_APPLIED, REVISION, REVISION_HISTORY, DESIRED, MAX, "deprecated.deployment.rollback.to"];
 /// Kubernetes' bound of the history's text, in bytes.
 const HISTORY_BYTES: usize = 2_000;
 

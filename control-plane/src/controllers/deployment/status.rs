@@ -158,8 +158,9 @@ pub(crate) fn pause_condition(r: &mut Rollout<'_>) {
 
 /// Sets a condition; its update time moves only with its content.
 fn set(r: &Rollout<'_>, status: &mut DeploymentStatus, type_: &str, value: &str, reason: &str, message: String) {
-    let same = conditions::find(status.conditions.as_ref(), type_)
-        .is_some_and(|c| c.status == value && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message.as_str()));
+    let same = conditions::find(status.conditions.as_ref(), type_).is_some_and(|c| {
+        c.status == value && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message.as_str())
+    });
     if !same {
         write(r, status, type_, value, reason, message);
     }

@@ -90,6 +90,11 @@ impl CidrAllocator {
         Self { ranges, ..Self::default() }
     }
 
+    /// Other ranges: as a rule the same with one appended.
+    pub fn set_ranges(&mut self, ranges: Vec<PodRange>) {
+        self.ranges = ranges;
+    }
+
     /// A Node has these CIDRs. Answers another Node that has one of them too, if there is.
     pub fn set(&mut self, node: &Arc<str>, cidrs: &[String]) -> Option<Arc<str>> {
         let cidrs: Vec<IpNetwork> = cidrs.iter().filter_map(|c| c.parse().ok()).collect();
@@ -176,7 +181,9 @@ impl CidrAllocator {
         for range in &self.ranges {
             if range.cidr.contains(cidr.network()) && cidr.prefix() == range.node_prefix {
                 let offset = match (range.cidr.network(), cidr.network()) {
-                    (IpAddr::V4(a), IpAddr::V4(b)) => u64::from((u32::from(b) - u32::from(a)) >> (32 - range.node_prefix)),
+                    (IpAddr::V4(a), IpAddr::V4(b)) => {
+                        u64::from((u32::from(b) - u32::from(a)) >> (32 - range.node_prefix))
+                    }
                     (IpAddr::V6(a), IpAddr::V6(b)) => {
                         u64::try_from((u128::from(b) - u128::from(a)) >> (128 - u32::from(range.node_prefix))).ok()?
                     }

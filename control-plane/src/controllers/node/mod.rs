@@ -88,10 +88,14 @@ pub fn ready_status(node: &Node) -> Option<&str> {
     conditions::find(list, READY).map(|c| c.status.as_str())
 }
 
-/// Whether its object says that an earlier leader found it dead.
-pub fn was_dead(node: &Node) -> bool {
+/// What an earlier leader wrote into its object.
+pub fn prior_standing(node: &Node) -> Standing {
     let list = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-    conditions::find(list, READY).is_some_and(|c| c.reason.as_deref() == Some(DEAD_REASON))
+    match conditions::find(list, READY).and_then(|c| c.reason.as_deref()) {
+        Some(DEAD_REASON) => Standing::Dead,
+        Some(SILENT_REASON) => Standing::Silent,
+        _ => Standing::Healthy,
+    }
 }
 
 fn assign_cidrs(node: &mut Node, cidrs: &[String]) {
@@ -111,7 +115,9 @@ fn ready_condition(node: &mut Node, standing: Standing, now: &Now) {
     let reason = current.as_ref().and_then(|c| c.reason.as_deref()).unwrap_or_default();
     let ours = reason == DEAD_REASON || reason == SILENT_REASON;
     let overrule = match standing {
-        Standing::Dead => Some(("Unknown", DEAD_REASON, "The agent's lease expired and gossip declares the node dead.")),
+        Standing::Dead => {
+            Some(("Unknown", DEAD_REASON, "The agent's lease expired and gossip declares the node dead."))
+        }
         Standing::Silent => Some(("False", SILENT_REASON, "The agent stopped renewing its lease.")),
         Standing::Healthy | Standing::Cut => None,
     };
@@ -140,7 +146,8 @@ fn restore_ready(node: &mut Node, ours: bool, now: &Now) {
 
 fn network_condition(node: &mut Node, standing: Standing, now: &Now) {
     if standing == Standing::Cut {
-        let message = "Gossip declares the node dead, but its agent renews its lease: the pod network does not reach it.";
+        let message =
+            "Gossip declares the node dead, but its agent renews its lease: the pod network does not reach it.";
         set_condition(node, NETWORK_UNAVAILABLE, "True", CUT_REASON, message, now);
         return;
     }
@@ -153,8 +160,9 @@ fn network_condition(node: &mut Node, standing: Standing, now: &Now) {
 
 fn set_condition(node: &mut Node, type_: &str, status: &str, reason: &str, message: &str, now: &Now) {
     let list = &mut node.status.get_or_insert_default().conditions;
-    let same = conditions::find(list.as_ref(), type_)
-        .is_some_and(|c| c.status == status && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message));
+    let same = conditions::find(list.as_ref(), type_).is_some_and(|c| {
+        c.status == status && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message)
+    });
     if same {
         return;
     }

@@ -49,7 +49,7 @@ fn the_table() {
     let dead = next(&n, Standing::Dead, Some(Duration::ZERO), false);
     assert_eq!(ready_status(&dead), Some("Unknown"));
     assert_eq!(taints_of(&dead), vec!["unreachable:NoSchedule", "unreachable:NoExecute"]);
-    assert!(was_dead(&dead));
+    assert_eq!(prior_standing(&dead), Standing::Dead);
     let held = next(&item(dead.clone()), Standing::Dead, Some(Duration::ZERO), true);
     assert_eq!(taints_of(&held), vec!["unreachable:NoSchedule"], "nothing is evicted while most are lost");
 
@@ -80,7 +80,13 @@ fn cordon_and_pressure_are_tainted_and_others_taints_are_kept() {
     assert_eq!(taints_of(&out), vec!["mine:NoExecute", "unschedulable:NoSchedule", "disk-pressure:NoSchedule"]);
 }
 
-fn evictions(standing: Standing, suspended: bool, taint: &str, pods: Vec<Pod>, age: Duration) -> (Vec<Write>, Option<Duration>) {
+fn evictions(
+    standing: Standing,
+    suspended: bool,
+    taint: &str,
+    pods: Vec<Pod>,
+    age: Duration,
+) -> (Vec<Write>, Option<Duration>) {
     let mut w = World::new();
     let mut n = node("a", "4", "8Gi");
     let t = Taint { key: taint.into(), effect: keys::NO_EXECUTE.into(), ..Taint::default() };

@@ -130,7 +130,11 @@ fn tell(set: &Item<ReplicaSet>, plan: &mut Plan, reason: &'static str, what: &st
     if names.len() <= NOTES_EACH {
         plan.notes.extend(names.iter().map(|n| note(format!("{what}: {n}"))));
     } else {
-        plan.notes.push(note(format!("{what}s: {} and {} more", names[..NOTES_EACH].join(", "), names.len() - NOTES_EACH)));
+        plan.notes.push(note(format!(
+            "{what}s: {} and {} more",
+            names[..NOTES_EACH].join(", "),
+            names.len() - NOTES_EACH
+        )));
     }
 }
 

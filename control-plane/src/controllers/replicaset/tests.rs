@@ -58,8 +58,16 @@ fn victims_are_ranked_as_in_kubernetes() {
     let p = P::new;
     let none = Vec::new;
     assert_eq!(first_of(p("v"), p("k").on("n"), none()), "v", "unbound first");
-    assert_eq!(first_of(p("v").on("n").phase("Pending"), p("k").on("n").phase("Running"), none()), "v", "Pending first");
-    assert_eq!(first_of(p("v").on("n").phase("Running"), p("k").on("n").ready(&now, 1), none()), "v", "not ready first");
+    assert_eq!(
+        first_of(p("v").on("n").phase("Pending"), p("k").on("n").phase("Running"), none()),
+        "v",
+        "Pending first"
+    );
+    assert_eq!(
+        first_of(p("v").on("n").phase("Running"), p("k").on("n").ready(&now, 1), none()),
+        "v",
+        "not ready first"
+    );
     assert_eq!(first_of(p("v").on("n").cost(-5), p("k").on("n").cost(5), none()), "v", "cheap first");
     let crowd = vec![p("x").on("n1"), p("y").on("n1")];
     assert_eq!(first_of(p("v").on("n1"), p("k").on("n2"), crowd), "v", "crowded first");
@@ -87,11 +95,8 @@ fn it_adopts_orphans_releases_strangers_and_counts_the_rest() {
     let set = w.cache.replica_sets.get("default", "s").unwrap().clone();
     stranger.metadata.owner_references = Some(vec![controller_ref(Kind::ReplicaSet, &set.object.metadata)]);
     w.create(stranger);
-    let orphans: Vec<_> = w
-        .cache
-        .uncontrolled(Kind::Pod, "default")
-        .map(|n| w.cache.pods.get("default", n).unwrap().clone())
-        .collect();
+    let orphans: Vec<_> =
+        w.cache.uncontrolled(Kind::Pod, "default").map(|n| w.cache.pods.get("default", n).unwrap().clone()).collect();
     assert_eq!(orphans.len(), 1);
     let owned = w.cache.pods_of("set");
     let none: Vec<Arc<Item<Pod>>> = Vec::new();
