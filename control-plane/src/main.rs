@@ -1,2 +1,50 @@
-//! main
-fn main() {}
+//! The program `trellis-control-plane`.
+#![forbid(unsafe_code)]
+
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use trellis_control_plane::config::{Args, LogFormat, Settings};
+use trellis_control_plane::run::{self, RunError, notify};
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    trellis_proto::tls::install_crypto();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        told.cancel();
+    });
+    let settings = tokio::select! {
+        settings = Settings::wait(&args) => settings,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let running = match run::start(settings, stop.clone()).await {
+        Ok(running) => running,
+        Err(RunError::Stopped) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    notify("READY=1");
+    let failed = tokio::select! {
+        () = running.failed() => true,
+        () = stop.cancelled() => false,
+    };
+    notify("STOPPING=1");
+    running.shutdown().await;
+    anyhow::ensure!(!failed, "raft stopped by itself: see the log");
+    Ok(())
+}

@@ -139,11 +139,11 @@ impl Profile {
         name
     }
 
-    fn params(&self, lifetime: Duration) -> Result<CertificateParams, PkiError> {
+    fn params(&self, until: SystemTime) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::default();
         let now = SystemTime::now();
         params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = (now + lifetime).into();
+        params.not_after = until.into();
         params.distinguished_name = self.subject();
         params.subject_alt_names = self
             .server_names()
@@ -173,13 +173,24 @@ pub struct KeyAnd {
 /// # Errors
 /// [`PkiError::Crypto`] when the system has no randomness or the name cannot be encoded.
 pub fn request(profile: &Profile) -> Result<KeyAnd, PkiError> {
+    let key = KeyPair::generate().map_err(crypto(format!("the key of {}", profile.common_name())))?;
+    let key_pem = Zeroizing::new(key.serialize_pem());
+    let pem = request_with(profile, &key_pem)?;
+    Ok(KeyAnd { key_pem, pem })
+}
+
+/// A request to certify a key that is there already: a renewal then replaces one file, the
+/// certificate, and no crash can leave a pair that does not fit.
+///
+/// # Errors
+/// [`PkiError::Crypto`] when the key cannot be read or the name not be encoded.
+pub fn request_with(profile: &Profile, key_pem: &str) -> Result<String, PkiError> {
     let what = || format!("the certificate request of {}", profile.common_name());
-    let key = KeyPair::generate().map_err(crypto(what()))?;
+    let key = KeyPair::from_pem(key_pem).map_err(crypto(what()))?;
     let mut params = CertificateParams::default();
     params.distinguished_name = profile.subject();
     let csr = params.serialize_request(&key).map_err(crypto(what()))?;
-    let pem = csr.pem().map_err(crypto(what()))?;
-    Ok(KeyAnd { key_pem: Zeroizing::new(key.serialize_pem()), pem })
+    csr.pem().map_err(crypto(what()))
 }
 
 /// The common name and organization that a request asks for; its signature is verified.
@@ -281,7 +292,7 @@ impl CertificateAuthority {
         }
         let what = format!("the certificate of {cn}");
         let signed =
-            profile.params(CERTIFICATE_LIFETIME)?.signed_by(&csr.public_key, &self.issuer).map_err(crypto(what))?;
+            profile.params(SystemTime::now() + CERTIFICATE_LIFETIME)?.signed_by(&csr.public_key, &self.issuer).map_err(crypto(what))?;
         Ok(signed.pem())
     }
 
@@ -290,17 +301,25 @@ impl CertificateAuthority {
     /// # Errors
     /// [`PkiError::Crypto`].
     pub fn issue(&self, profile: &Profile) -> Result<KeyAnd, PkiError> {
-        self.issue_for(profile, CERTIFICATE_LIFETIME)
+        self.issue_until(profile, SystemTime::now() + CERTIFICATE_LIFETIME)
     }
 
-    /// Like [`CertificateAuthority::issue`], with another lifetime (0: already expired, for tests).
+    /// Like [`CertificateAuthority::issue`], with another lifetime from now on.
     ///
     /// # Errors
     /// [`PkiError::Crypto`].
     pub fn issue_for(&self, profile: &Profile, lifetime: Duration) -> Result<KeyAnd, PkiError> {
+        self.issue_until(profile, SystemTime::now() + lifetime)
+    }
+
+    /// Like [`CertificateAuthority::issue`], valid until another time.
+    ///
+    /// # Errors
+    /// [`PkiError::Crypto`].
+    pub fn issue_until(&self, profile: &Profile, until: SystemTime) -> Result<KeyAnd, PkiError> {
         let what = || format!("the certificate of {}", profile.common_name());
         let key = KeyPair::generate().map_err(crypto(what()))?;
-        let signed = profile.params(lifetime)?.signed_by(&key, &self.issuer).map_err(crypto(what()))?;
+        let signed = profile.params(until)?.signed_by(&key, &self.issuer).map_err(crypto(what()))?;
         Ok(KeyAnd { key_pem: Zeroizing::new(key.serialize_pem()), pem: signed.pem() })
     }
 }

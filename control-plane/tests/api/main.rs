@@ -1,0 +1,9 @@
+//! One real member with real TLS on loopback, and clients of every role.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bed;
+mod join;
+mod members;
+mod objects;
+mod secrets;
+mod trust;

@@ -1,0 +1,197 @@
+//! Who is let in, and what each role is refused, over the real port.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+use tonic::{Code, Status};
+use trellis_proto::api;
+use trellis_proto::client::Connection;
+use trellis_proto::peer;
+use trellis_proto::pki::{CertificateAuthority, Profile};
+use trellis_proto::tls::{ClientTls, Credentials};
+
+use crate::bed::*;
+
+async fn list(client: &Connection, group: &str, kind: &str, projection: api::Projection) -> Result<usize, Status> {
+    let request = api::ListRequest {
+        key: key(group, kind, "", ""),
+        projection: projection.into(),
+        ..api::ListRequest::default()
+    };
+    Ok(client.resources().list(request).await?.into_inner().items.len())
+}
+
+const FULL: api::Projection = api::Projection::Full;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_only_join_is_open() {
+    let bed = Bed::start().await;
+    let tls = ClientTls::without_certificate(bed.ca.certificate_pem()).unwrap();
+    let nobody = Connection::new(vec![bed.endpoint()], tls);
+    assert_eq!(code(list(&nobody, "", "Pod", FULL).await), Code::Unauthenticated);
+    assert_eq!(code(create(&nobody, "Pod", &pod("a")).await), Code::Unauthenticated);
+    let status = nobody.cluster().status(api::StatusRequest {}).await;
+    assert_eq!(code(status), Code::Unauthenticated);
+    let token = nobody.cluster().create_token(api::CreateTokenRequest::default()).await;
+    assert_eq!(code(token), Code::Unauthenticated);
+    let lease = nobody.nodes().renew_lease(api::RenewLeaseRequest::default()).await;
+    assert_eq!(code(lease), Code::Unauthenticated);
+    let logs = nobody.pods().logs(api::LogsRequest::default()).await;
+    assert_eq!(code(logs.map(|_| ())), Code::Unauthenticated);
+    let images = nobody.images().list(api::ListImagesRequest::default()).await;
+    assert_eq!(code(images), Code::Unauthenticated);
+    let renew = nobody.cluster().renew_certificate(api::RenewCertificateRequest::default()).await;
+    assert_eq!(code(renew), Code::Unauthenticated);
+    // Join is reached, and looks at the token.
+    let join = nobody.cluster().join(api::JoinRequest::default()).await.unwrap_err();
+    assert_eq!(join.code(), Code::Unauthenticated);
+    assert!(join.message().contains("join token"), "{join}");
+    // The control: the same connection with a certificate.
+    assert_eq!(list(&bed.admin(), "", "Pod", FULL).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_ca_and_an_expired_certificate_are_refused() {
+    let bed = Bed::start().await;
+    // A certificate of another CA; the server itself is believed, so that only ours is at fault.
+    let other = CertificateAuthority::create("other").unwrap();
+    let issued = other.issue(&Profile::Admin).unwrap();
+    let ours = bed.ca.certificate_pem();
+    let stranger = Credentials::from_pem(ours, &issued.pem, &issued.key_pem).unwrap();
+    let refused = list(&bed.connect(&stranger), "", "Pod", FULL).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let expired = bed.ca.issue_until(&Profile::Admin, SystemTime::now() - Duration::from_secs(60)).unwrap();
+    let late = Credentials::from_pem(ours, &expired.pem, &expired.key_pem).unwrap();
+    let refused = list(&bed.connect(&late), "", "Pod", FULL).await;
+    assert!(refused.is_err(), "{refused:?}");
+    // Whoever trusts another CA does not talk to this server.
+    let elsewhere = credentials(&other, &Profile::Admin);
+    assert!(list(&bed.connect(&elsewhere), "", "Pod", FULL).await.is_err());
+    assert!(list(&bed.admin(), "", "Pod", FULL).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_key_does_not_reach_further_than_its_node() {
+    let bed = Bed::start().await;
+    let (admin, agent) = (bed.admin(), bed.client(&Profile::Agent("n1".into())));
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+        "data": {"k": "dg=="}});
+    create(&admin, "Secret", &secret).await.unwrap();
+    create(&admin, "Pod", &pod("a")).await.unwrap();
+    assert_eq!(list(&agent, "", "Pod", FULL).await.unwrap(), 0);
+    for (group, kind) in [
+        ("", "Secret"),
+        ("", "ConfigMap"),
+        ("", "Namespace"),
+        ("", "Event"),
+        ("apps", "Deployment"),
+        ("apps", "ReplicaSet"),
+        ("networking.k8s.io", "NetworkPolicy"),
+    ] {
+        assert_eq!(code(list(&agent, group, kind, FULL).await), Code::PermissionDenied, "{kind}");
+    }
+    assert_eq!(code(get(&agent, "", "Secret", "default", "s").await), Code::PermissionDenied);
+    assert_eq!(code(get(&agent, "", "Pod", "default", "a").await), Code::PermissionDenied);
+    assert_eq!(code(create(&agent, "Pod", &pod("b")).await), Code::PermissionDenied);
+    let delete = api::DeleteRequest {
+        key: key("", "Pod", "default", "a"),
+        grace_period_seconds: Some(0),
+        ..api::DeleteRequest::default()
+    };
+    assert_eq!(code(agent.resources().delete(delete).await), Code::PermissionDenied);
+    let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+    assert_eq!(code(create(&agent, "Node", &node("n2")).await), Code::PermissionDenied);
+    create(&agent, "Node", &node("n1")).await.unwrap();
+    let lease = |node: &str| api::RenewLeaseRequest { node: node.into(), instance: "i".into() };
+    assert_eq!(code(agent.nodes().renew_lease(lease("n2")).await), Code::PermissionDenied);
+    agent.nodes().renew_lease(lease("n1")).await.unwrap();
+    no_cluster_rights(&agent).await;
+    let report = api::ReportNetworkRequest { node: "n1".into(), applied_revision: 1 };
+    assert_eq!(code(agent.nodes().report_network(report).await), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_netds_key_reads_the_network_and_no_more() {
+    let bed = Bed::start().await;
+    let (admin, netd) = (bed.admin(), bed.client(&Profile::Netd("n1".into())));
+    create(&admin, "Pod", &pod("a")).await.unwrap();
+    assert_eq!(list(&netd, "", "Pod", api::Projection::Network).await.unwrap(), 1);
+    assert_eq!(list(&netd, "", "Node", FULL).await.unwrap(), 0);
+    assert!(list(&netd, "", "Namespace", FULL).await.unwrap() >= 2);
+    assert_eq!(list(&netd, "networking.k8s.io", "NetworkPolicy", FULL).await.unwrap(), 0);
+    assert_eq!(code(list(&netd, "", "Pod", FULL).await), Code::PermissionDenied);
+    for kind in ["Secret", "ConfigMap", "Event"] {
+        assert_eq!(code(list(&netd, "", kind, FULL).await), Code::PermissionDenied, "{kind}");
+    }
+    assert_eq!(code(create(&netd, "Pod", &pod("b")).await), Code::PermissionDenied);
+    let watch = api::WatchRequest { key: key("", "Pod", "", ""), ..Default::default() };
+    let refused = netd.resources().watch(watch).await.map(|_| ());
+    assert_eq!(code(refused), Code::PermissionDenied);
+    no_cluster_rights(&netd).await;
+    let lease = api::RenewLeaseRequest { node: "n1".into(), instance: "i".into() };
+    assert_eq!(code(netd.nodes().renew_lease(lease).await), Code::PermissionDenied);
+    let report = |node: &str| api::ReportNetworkRequest { node: node.into(), applied_revision: 1 };
+    assert_eq!(code(netd.nodes().report_network(report("n2")).await), Code::PermissionDenied);
+    netd.nodes().report_network(report("n1")).await.unwrap();
+}
+
+/// What is for administrators and members alone.
+async fn no_cluster_rights(client: &Connection) {
+    let denied = Code::PermissionDenied;
+    assert_eq!(code(client.cluster().status(api::StatusRequest {}).await), denied);
+    let token = client.cluster().create_token(api::CreateTokenRequest::default()).await;
+    assert_eq!(code(token), denied);
+    let add = api::AddMemberRequest { name: "n1".into(), ..Default::default() };
+    assert_eq!(code(client.cluster().add_member(add).await), denied);
+    let remove = api::RemoveMemberRequest { member: "n1".into() };
+    assert_eq!(code(client.cluster().remove_member(remove).await), denied);
+    let transfer = client.cluster().transfer_leader(api::TransferLeaderRequest::default()).await;
+    assert_eq!(code(transfer), denied);
+    let logs = client.pods().logs(api::LogsRequest::default()).await.map(|_| ());
+    assert_eq!(code(logs), denied);
+    assert_eq!(code(client.images().list(api::ListImagesRequest::default()).await), denied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_peer_port_is_for_members() {
+    let bed = Bed::start().await;
+    let ask = |profile: Profile| {
+        let tls = ClientTls::to_member(&credentials(&bed.ca, &profile)).unwrap();
+        let address = format!("https://{}", bed.member.peer_address);
+        async move {
+            let channel = trellis_proto::client::channel(&address, &tls).unwrap();
+            let mut client = peer::leader_client::LeaderClient::new(channel);
+            client.read_index(peer::ReadIndexRequest {}).await
+        }
+    };
+    for profile in [Profile::Agent("n1".into()), Profile::Netd("n1".into()), Profile::Admin] {
+        assert_eq!(code(ask(profile).await), Code::PermissionDenied);
+    }
+    ask(Profile::Member("n2".into())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_for_the_same_identity_alone() {
+    let bed = Bed::start().await;
+    let agent = bed.client(&Profile::Agent("n1".into()));
+    let renew = |profile: &Profile| {
+        let csr = trellis_proto::pki::request(profile).unwrap().pem;
+        let mut client = agent.cluster();
+        async move { client.renew_certificate(api::RenewCertificateRequest { csr }).await }
+    };
+    renew(&Profile::Agent("n1".into())).await.unwrap();
+    for other in [Profile::Agent("n2".into()), Profile::Member("n1".into()), Profile::Admin] {
+        assert_eq!(code(renew(&other).await), Code::PermissionDenied, "{other:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unix_socket_asks_for_the_same_certificates() {
+    let bed = Bed::start().await;
+    let path = format!("unix://{}", bed.dir.path().join("api.sock").display());
+    let tls = ClientTls::without_certificate(bed.ca.certificate_pem()).unwrap();
+    let nobody = Connection::new(vec![path.clone()], tls);
+    assert_eq!(code(list(&nobody, "", "Pod", FULL).await), Code::Unauthenticated);
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Profile::Admin)).unwrap();
+    assert_eq!(list(&Connection::new(vec![path], tls), "", "Pod", FULL).await.unwrap(), 0);
+}
