@@ -15,10 +15,6 @@ pub enum SyncSite {
     Append,
     /// A vote.
     Vote,
-    /// The head of a new log segment.
-    NewSegment,
-    /// The end of a finished log segment.
-    SealSegment,
     /// The log's folder, after a segment was made in it.
     LogDir,
     /// The cut behind a torn tail.
@@ -31,11 +27,9 @@ pub enum SyncSite {
 
 impl SyncSite {
     /// All of them.
-    pub const ALL: [SyncSite; 8] = [
+    pub const ALL: [SyncSite; 6] = [
         SyncSite::Append,
         SyncSite::Vote,
-        SyncSite::NewSegment,
-        SyncSite::SealSegment,
         SyncSite::LogDir,
         SyncSite::Repair,
         SyncSite::SnapshotData,

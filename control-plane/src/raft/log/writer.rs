@@ -108,7 +108,7 @@ impl Writer {
             }
         };
         let (file, offset) = create(&*disk, &dir, &head, sizes.0)?;
-        let mut writer = Self {
+        Ok(Self {
             disk,
             dir,
             memory,
@@ -121,9 +121,7 @@ impl Writer {
             committed: None,
             buffer: Vec::new(),
             broken: None,
-        };
-        writer.drop_segments();
-        Ok(writer)
+        })
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -247,9 +245,9 @@ impl Writer {
         }
     }
 
+    /// Begins the next segment. The finished one is whole and durable: it ends with the last
+    /// commit's fsync, and is never shorter than what was preallocated.
     fn rotate(&mut self) -> io::Result<()> {
-        self.file.set_len(self.offset)?;
-        self.file.sync(SyncSite::SealSegment)?;
         self.head.segment += 1;
         self.segments.push_back(self.head.segment);
         (self.file, self.offset) = create(&*self.disk, &self.dir, &self.head, self.segment_bytes)?;
@@ -270,7 +268,8 @@ impl Writer {
     }
 }
 
-/// Makes a segment durable with its head before anything goes into it.
+/// Makes a segment and its name durable; its head becomes so with the first commit, and until
+/// then nothing rests on it: older segments are dropped only after a commit.
 fn create(
     disk: &dyn Disk,
     dir: &std::path::Path,
@@ -283,7 +282,6 @@ fn create(
     debug_assert_eq!(bytes.len() as u64, MAGIC_LEN);
     record::encode(&mut bytes, head.segment, &Record::Head(head.clone()))?;
     file.write_at(0, &bytes)?;
-    file.sync(SyncSite::NewSegment)?;
     disk.sync_dir(dir, SyncSite::LogDir)?;
     Ok((file, bytes.len() as u64))
 }
