@@ -1,2 +1,249 @@
-//! main
-fn main() {}
+//! `trellis-netd`: the network daemon of one node.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use clap::{Parser, ValueEnum};
+use tokio::sync::{mpsc, watch};
+use trellis_gossip::{Gossip, GossipKey, NodeIdentity};
+use trellis_netd::cluster::Kind;
+use trellis_netd::engine::{self, Config, Engine, Event, gossip_seeds};
+use trellis_netd::member::Member;
+use trellis_netd::store::Store;
+use trellis_netd::{api, drift, handoff, serve};
+use trellis_proto::client::Connection;
+use trellis_proto::node_config::NodeConfig;
+use trellis_proto::tls::{ClientTls, Credentials};
+
+/// The pod network, its policy, and gossip, on one node.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Where node.json, pki and keys are.
+    #[arg(long, env = "TRELLIS_CONFIG_DIR", default_value = "/etc/trellis")]
+    config_dir: PathBuf,
+    /// Where allocations and the last known state are kept.
+    #[arg(long, default_value = "/var/lib/trellis/netd")]
+    data_dir: PathBuf,
+    /// Where the unix sockets are made.
+    #[arg(long, env = "TRELLIS_RUN_DIR", default_value = "/run/trellis")]
+    run_dir: PathBuf,
+    /// How log lines look; RUST_LOG says which.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    // Two threads: gossip must not wait behind a large list being decoded.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).enable_all().build()?;
+    let done = runtime.block_on(run(arguments));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    done
+}
+
+/// Tries again every second, and says what is missing every ten.
+async fn wait_for<T, E: std::fmt::Display>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let mut tries = 0_u32;
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => {
+                if tries.is_multiple_of(10) {
+                    tracing::warn!(%error, "waiting for {what}");
+                }
+                tries += 1;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+fn gossip_key(config_dir: &Path) -> anyhow::Result<GossipKey> {
+    let path = config_dir.join("keys/gossip");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = text.trim();
+    let mut key = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        bail!("{}: 64 hexadecimal digits are wanted", path.display());
+    }
+    for (at, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).with_context(|| path.display().to_string())?;
+    }
+    Ok(GossipKey::new(key))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
+    tokio::select! {
+        done = serve_node(&arguments) => done,
+        () = stop => {
+            tracing::info!("stopping; the kernel's state stays");
+            Ok(())
+        }
+    }
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
+    let config_dir = &arguments.config_dir;
+    let node = wait_for("node.json", || NodeConfig::load(config_dir)).await;
+    let key = wait_for("the gossip key", || gossip_key(config_dir)).await;
+    let IpAddr::V4(advertise) = node.advertise_address else {
+        bail!("node.json: advertise_address {} is not IPv4, which the pod network needs", node.advertise_address);
+    };
+    let store = Store::open(&arguments.data_dir)?;
+    let (events, queue) = mpsc::channel(engine::QUEUE);
+    let (engine, outputs) = Engine::start(Config { node_name: node.node_name.clone(), advertise }, store.clone())?;
+    drift::watch(events.clone())?;
+    std::thread::Builder::new().name("engine".into()).spawn(move || engine.run(queue))?;
+
+    // The folders first: sockets of this run must not be looked for in an older one's.
+    let (view_out, view) = watch::channel(Arc::default());
+    let attach = arguments.run_dir.join("netd/attach.sock");
+    let membership = arguments.run_dir.join("netd-public/membership.sock");
+    let pod_network = serve::pod_network(&attach, events.clone());
+    let membership = serve::membership(&membership, view.clone());
+    let folder = arguments.run_dir.join("netd");
+    std::fs::create_dir_all(&folder)?;
+    handoff::serve(&folder.join("handoff.sock"), events.clone())?;
+
+    let member = member(&node, &key, store, &outputs, view_out).await?;
+    let seeds: Vec<IpAddr> = node
+        .members
+        .iter()
+        .filter_map(|member| member.peer_address.parse::<SocketAddr>().ok())
+        .map(|address| address.ip())
+        .collect();
+    let gossip = tokio::spawn(member.run(gossip_seeds(&seeds)));
+    tokio::spawn(pass_views(view, events.clone()));
+    tokio::spawn(tick(events.clone()));
+    tokio::spawn(follow_api(config_dir.clone(), node, outputs, events));
+    notify_ready();
+    tokio::select! {
+        done = pod_network => done.context("attach.sock"),
+        done = membership => done.context("membership.sock"),
+        done = gossip => done?.context("gossip"),
+    }
+}
+
+async fn member(
+    node: &NodeConfig,
+    key: &GossipKey,
+    store: Store,
+    outputs: &engine::Outputs,
+    views: watch::Sender<Arc<trellis_gossip::View>>,
+) -> anyhow::Result<Member> {
+    let address = SocketAddr::new(node.advertise_address, trellis_proto::ports::GOSSIP);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let epoch = u64::try_from(now.as_millis())?.max(store.load_epoch()? + 1);
+    store.save_epoch(epoch)?;
+    let own_api = node.members.iter().find(|member| member.name == node.node_name);
+    let api_addresses: Vec<String> = own_api.map(|member| member.api_address.clone()).into_iter().collect();
+    let identity = NodeIdentity {
+        name: node.node_name.clone(),
+        address,
+        pod_cidr: *outputs.pod_cidr.borrow(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        epoch,
+        api_addresses: api_addresses.clone(),
+    };
+    let started = Instant::now();
+    let machine = Gossip::new(identity, key, trellis_gossip::Config::default(), rand::random(), Duration::ZERO)?;
+    views.send_replace(machine.view());
+    let socket = loop {
+        // The address may be given to the interface a moment after us.
+        match tokio::net::UdpSocket::bind(address).await {
+            Ok(socket) => break socket,
+            Err(error) => {
+                tracing::warn!(%address, %error, "cannot bind the gossip socket; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    };
+    Ok(Member {
+        machine,
+        started,
+        socket,
+        pod_cidr: outputs.pod_cidr.clone(),
+        nodes: outputs.nodes.clone(),
+        api_addresses,
+        views,
+        store,
+    })
+}
+
+async fn pass_views(mut view: watch::Receiver<Arc<trellis_gossip::View>>, events: mpsc::Sender<Event>) {
+    loop {
+        let current = Arc::clone(&view.borrow_and_update());
+        if events.send(Event::View(current)).await.is_err() || view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn tick(events: mpsc::Sender<Event>) {
+    let mut period = tokio::time::interval(Duration::from_secs(1));
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while events.send(Event::Tick).await.is_ok() {
+        period.tick().await;
+    }
+}
+
+/// Everything that needs the control plane; starts when the certificates are there.
+async fn follow_api(config_dir: PathBuf, node: NodeConfig, outputs: engine::Outputs, events: mpsc::Sender<Event>) {
+    let pki = config_dir.join("pki");
+    let tls = wait_for("netd's certificate", || {
+        Credentials::load(&pki, "netd").and_then(|credentials| ClientTls::to_member(&credentials))
+    })
+    .await;
+    let mut endpoints = node.api_endpoints();
+    if let Some(socket) = &node.api_unix_socket {
+        endpoints.insert(0, format!("unix://{}", socket.display()));
+    }
+    // Reports have a connection of their own: they find out that a member went silent long before
+    // a watch does, and must not be held up by a large list.
+    let watches = Connection::new(endpoints.clone(), tls.clone());
+    for kind in Kind::ALL {
+        tokio::spawn(api::follow(watches.clone(), kind, events.clone()));
+    }
+    api::report(Connection::new(endpoints, tls), node.node_name, outputs.applied, events).await;
+}
+
+/// systemd's readiness protocol (sd_notify(3)).
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent =
+        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", Path::new(&path)));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell the service manager that netd is ready");
+    }
+}

@@ -1,0 +1,321 @@
+//! From what is known to what is in the kernel: policy first, then links, then routes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use ipnetwork::Ipv4Network;
+use trellis_model::policy::{PodPolicy, PodView, compile};
+
+use super::Engine;
+use crate::kernel::rtnl::{Neighbour, ROUTE_PROTOCOL, Route, Rtnl, Target};
+use crate::kernel::{KernelError, sysctl};
+use crate::links::{
+    ActualLinks, DesiredLinks, HOST_MAC, HOST_PREFIX, POD_INTERFACE, PodLink, PodSide, Step, host_interface, pod_mac,
+};
+use crate::policy::{self, Ruleset};
+use crate::routes::{self, ActualRoutes, DesiredRoutes, Hop};
+
+/// Used until the underlay's interface is found.
+const FALLBACK_MTU: u32 = 1500;
+/// Every host's loopback interface has this index.
+const LOOPBACK_INDEX: u32 = 1;
+
+impl Engine {
+    /// Makes the kernel as it should be. Whatever had to be done although nothing was asked for is
+    /// drift, and counted.
+    pub(super) fn apply(&mut self) -> Result<(), KernelError> {
+        let asked = std::mem::take(&mut self.dirty) | !self.detached.is_empty();
+        let looked = std::mem::take(&mut self.look);
+        let inspect = std::mem::take(&mut self.inspect);
+        let revision = self.cluster.revision();
+        self.failed.clear();
+        let done = self.apply_all(looked, &inspect);
+        match done {
+            Ok(steps) => {
+                if !asked && steps > 0 {
+                    self.repairs += steps;
+                    tracing::warn!(steps, "repaired drift in the kernel");
+                }
+                if revision != self.applied {
+                    self.applied = revision;
+                    self.applied_out.send_replace(revision);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.dirty |= asked;
+                self.look = true;
+                self.inspect = inspect;
+                self.table = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn apply_all(&mut self, looked: bool, inspect: &BTreeSet<String>) -> Result<u64, KernelError> {
+        let addresses = self.rtnl.addresses()?;
+        let links = self.rtnl.links()?;
+        let advertise = self.config.advertise;
+        let underlay = addresses.iter().find(|address| address.network.ip() == advertise);
+        let underlay_link = underlay.and_then(|found| links.iter().find(|link| link.index == found.index));
+        self.mtu = underlay_link.map_or(FALLBACK_MTU, |link| link.mtu);
+        sysctl::set("ipv4/ip_forward", "1")?;
+        let own: BTreeSet<Ipv4Addr> = addresses.iter().map(|address| address.network.ip()).collect();
+        let mut steps = self.apply_policy(looked, &own)?;
+        let loopback =
+            addresses.iter().filter(|address| address.index == LOOPBACK_INDEX).map(|address| address.network).collect();
+        let host = links.into_iter().map(|link| (link.name.clone(), link)).collect();
+        let mut actual = ActualLinks { host, neighbours: self.rtnl.neighbours()?, loopback, pods: BTreeMap::new() };
+        steps += self.apply_links(&mut actual, inspect)?;
+        let underlay = underlay.map(|found| (found.index, found.network));
+        steps += self.apply_routes(underlay)?;
+        Ok(steps)
+    }
+
+    // ---- policy ---------------------------------------------------------------------------
+
+    /// What the policies mean for every Pod that has an address here.
+    fn compile_policies(&mut self) -> BTreeMap<Ipv4Addr, PodPolicy> {
+        let Some(ipam) = &self.ipam else { return BTreeMap::new() };
+        let here: BTreeMap<&str, Ipv4Addr> = ipam.in_use().collect();
+        let mut changed = false;
+        for uid in here.keys() {
+            if let Some(record) = self.cluster.pods.get(*uid)
+                && self.cluster.local.get(*uid) != Some(record)
+            {
+                let record = record.clone();
+                self.cluster.local.insert((*uid).to_owned(), record);
+                changed = true;
+            }
+        }
+        self.unsaved |= changed;
+        let policies = self.cluster.policies();
+        let namespaces = self.cluster.namespaces();
+        let pods: Vec<PodView> =
+            self.cluster.pods.iter().map(|(uid, record)| record.view(uid, here.get(uid.as_str()).copied())).collect();
+        here.iter()
+            .filter_map(|(uid, address)| {
+                let record = self.cluster.local.get(*uid)?;
+                let view = record.view(uid, Some(*address));
+                Some((*address, compile(&view, &policies, &pods, &namespaces)))
+            })
+            .collect()
+    }
+
+    fn apply_policy(&mut self, looked: bool, own: &BTreeSet<Ipv4Addr>) -> Result<u64, KernelError> {
+        let policies = self.compile_policies();
+        let desired = Ruleset::build(policies.iter().map(|(address, policy)| (*address, policy)));
+        if looked || self.table.is_none() {
+            self.table = self.nft.read()?;
+        }
+        let mut steps = policy::plan(&desired, self.table.as_ref());
+        let count = steps.len() as u64;
+        if !steps.is_empty() {
+            for step in &steps {
+                tracing::debug!(%step, "policy");
+            }
+            if let Err(error) = self.nft.commit(&steps) {
+                // Somebody changed the table under us: write it anew, in one transaction as well.
+                tracing::warn!(%error, "policy update refused; rebuilding the table");
+                steps = policy::plan(&desired, None);
+                self.nft.commit(&steps)?;
+            }
+            self.table = Some(policy::ActualTable::of(&desired));
+            // Out-of-window packets of long-lived connections must not count as invalid, above
+            // all after the table, and with it tracking, was away for a moment.
+            let _ = sysctl::set("netfilter/nf_conntrack_tcp_be_liberal", "1");
+        }
+        if self.policies.as_ref() != Some(&policies) || !self.gone.is_empty() {
+            self.cut_connections(&policies, own)?;
+            self.policies = Some(policies);
+        }
+        Ok(count)
+    }
+
+    /// Forgets connections that began before the rules and are not allowed by them. Their next
+    /// packet is a new one without SYN, and is reset.
+    fn cut_connections(
+        &mut self,
+        policies: &BTreeMap<Ipv4Addr, PodPolicy>,
+        own: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), KernelError> {
+        let gone: BTreeSet<Ipv4Addr> = self.gone.values().copied().collect();
+        for tracked in self.conntrack.list()? {
+            let connection = &tracked.connection;
+            let of_gone = gone.contains(&connection.source) || gone.contains(&connection.destination);
+            if of_gone || !policy::permits(connection, policies, own) {
+                tracing::info!(source = %connection.source, destination = %connection.destination,
+                    port = connection.port, "ended a connection that is no longer allowed");
+                self.conntrack.delete(&tracked)?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- links ----------------------------------------------------------------------------
+
+    fn apply_links(&mut self, actual: &mut ActualLinks, inspect: &BTreeSet<String>) -> Result<u64, KernelError> {
+        let Some(ipam) = &self.ipam else { return Ok(0) };
+        let pods: Vec<PodLink> = ipam.in_use().map(|(uid, address)| PodLink { uid: uid.into(), address }).collect();
+        let gateway = ipam.gateway();
+        for pod in &pods {
+            let missing = !actual.host.contains_key(&host_interface(&pod.uid));
+            if (missing || inspect.contains(&pod.uid))
+                && let Some(held) = self.held.get_mut(&pod.uid)
+            {
+                match look_inside(&mut held.rtnl) {
+                    Ok(side) => drop(actual.pods.insert(pod.uid.clone(), side)),
+                    Err(error) => drop(self.failed.insert(pod.uid.clone(), Arc::new(error))),
+                }
+            }
+        }
+        let desired =
+            DesiredLinks { pods, gateway: Some(gateway), mtu: self.mtu, gone: self.gone.keys().cloned().collect() };
+        let steps = crate::links::plan(&desired, actual);
+        for step in &steps {
+            // One Pod's trouble must not keep the others from the network; its own further steps
+            // would only fail as well.
+            if step.pod().is_some_and(|uid| self.failed.contains_key(uid)) {
+                continue;
+            }
+            tracing::debug!(%step, "link");
+            match (self.execute(step, gateway), step.pod()) {
+                (Ok(()), _) => {}
+                (Err(error), Some(uid)) => {
+                    tracing::error!(pod = uid, %error, "cannot connect a Pod; trying again");
+                    self.failed.insert(uid.to_owned(), Arc::new(error));
+                }
+                (Err(error), None) => return Err(error),
+            }
+        }
+        self.gone.clear();
+        Ok(steps.len() as u64)
+    }
+
+    fn execute(&mut self, step: &Step, gateway: Ipv4Addr) -> Result<(), KernelError> {
+        match step {
+            Step::Delete(name) => self.rtnl.delete_link(name),
+            Step::GatewayAddress(ip) => {
+                self.rtnl.set_link(LOOPBACK_INDEX, true, None, None)?;
+                self.rtnl.add_address(LOOPBACK_INDEX, host_route(*ip))
+            }
+            Step::Create(pod) => self.create(pod),
+            Step::HostUp(pod) => self.host_up(pod),
+            Step::HostNeighbour(pod) => {
+                let index = index_of(&mut self.rtnl, &host_interface(&pod.uid))?;
+                self.rtnl.set_neighbour(Neighbour { index, address: pod.address, mac: pod_mac(pod.address) })
+            }
+            Step::PodLoopback(uid) => match self.held.get_mut(uid) {
+                Some(held) => held.rtnl.set_link(LOOPBACK_INDEX, true, None, None),
+                None => Ok(()),
+            },
+            Step::PodAddress(pod) => {
+                self.inside(&pod.uid, |rtnl, index, _| rtnl.add_address(index, host_route(pod.address)))
+            }
+            Step::PodUp(uid) => self.inside(uid, |rtnl, index, mtu| rtnl.set_link(index, true, Some(mtu), None)),
+            Step::PodNeighbour(uid) => self
+                .inside(uid, |rtnl, index, _| rtnl.set_neighbour(Neighbour { index, address: gateway, mac: HOST_MAC })),
+            Step::PodGatewayRoute(uid) => {
+                self.inside(uid, |rtnl, index, _| rtnl.set_route(&pod_route(host_route(gateway), Target::Link(index))))
+            }
+            Step::PodDefaultRoute(uid) => self.inside(uid, |rtnl, index, _| {
+                rtnl.set_route(&pod_route(any_address(), Target::Gateway(gateway, index)))
+            }),
+        }
+    }
+
+    fn create(&mut self, pod: &PodLink) -> Result<(), KernelError> {
+        let Some(held) = self.held.get_mut(&pod.uid) else { return Ok(()) };
+        let name = host_interface(&pod.uid);
+        held.rtnl.add_veth(POD_INTERFACE, pod_mac(pod.address), &name, HOST_MAC, self.netns.as_fd(), self.mtu)
+    }
+
+    /// The node's side: no forged sources (RFC 3704, strict), no IPv6 on a network without it.
+    fn host_up(&mut self, pod: &PodLink) -> Result<(), KernelError> {
+        let name = host_interface(&pod.uid);
+        debug_assert!(name.starts_with(HOST_PREFIX));
+        let index = index_of(&mut self.rtnl, &name)?;
+        sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "1")?;
+        sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
+        // A kernel without IPv6 has no such setting, and needs none.
+        let _ = sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+        self.rtnl.set_link(index, true, Some(self.mtu), Some(&pod.uid))
+    }
+
+    fn inside(
+        &mut self,
+        uid: &str,
+        act: impl FnOnce(&mut Rtnl, u32, u32) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let Some(held) = self.held.get_mut(uid) else { return Ok(()) };
+        let index = index_of(&mut held.rtnl, POD_INTERFACE)?;
+        act(&mut held.rtnl, index, self.mtu)
+    }
+
+    // ---- routes ---------------------------------------------------------------------------
+
+    fn apply_routes(&mut self, underlay: Option<(u32, Ipv4Network)>) -> Result<u64, KernelError> {
+        let mut desired = DesiredRoutes {
+            routes: self.cluster.node_routes(&self.config.node_name, &self.view, self.api_is_fresh()),
+            source: underlay.map(|_| self.config.advertise),
+        };
+        if let Some(ipam) = &self.ipam {
+            // What nobody here has must not go out by a default route.
+            desired.routes.insert(ipam.cidr(), Hop::Nowhere);
+            for (uid, address) in ipam.in_use() {
+                desired.routes.insert(host_route(address), Hop::Interface(host_interface(uid)));
+            }
+        }
+        let interfaces = self.rtnl.links()?.into_iter().map(|link| (link.name, link.index)).collect();
+        let actual = ActualRoutes { routes: self.rtnl.routes()?, interfaces, underlay };
+        let steps = routes::plan(&desired, &actual);
+        for step in &steps {
+            tracing::debug!(%step, "route");
+            match step {
+                routes::Step::Set(route) => self.rtnl.set_route(route)?,
+                routes::Step::Delete(route) => self.rtnl.delete_route(route)?,
+            }
+        }
+        Ok(steps.len() as u64)
+    }
+}
+
+fn look_inside(rtnl: &mut Rtnl) -> Result<PodSide, KernelError> {
+    let links = rtnl.links()?;
+    let link = links.iter().find(|link| link.name == POD_INTERFACE).cloned();
+    let loopback_up = links.iter().any(|link| link.index == LOOPBACK_INDEX && link.up);
+    let index = link.as_ref().map(|link| link.index);
+    Ok(PodSide {
+        addresses: rtnl
+            .addresses()?
+            .into_iter()
+            .filter(|address| Some(address.index) == index)
+            .map(|address| address.network)
+            .collect(),
+        neighbours: rtnl.neighbours()?,
+        routes: rtnl.routes()?,
+        link,
+        loopback_up,
+    })
+}
+
+fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
+    match rtnl.link(name)? {
+        Some(link) => Ok(link.index),
+        None => Err(KernelError::NoInterface { verb: "set up", name: name.into() }),
+    }
+}
+
+fn host_route(address: Ipv4Addr) -> Ipv4Network {
+    Ipv4Network::from(address)
+}
+
+fn any_address() -> Ipv4Network {
+    Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Network::from(Ipv4Addr::UNSPECIFIED))
+}
+
+fn pod_route(destination: Ipv4Network, target: Target) -> Route {
+    Route { destination, target, source: None, metric: 0, protocol: ROUTE_PROTOCOL }
+}

@@ -1,0 +1,466 @@
+//! The engine: one thread that owns all state and all of the kernel's doors.
+//!
+//! ```text
+//!   API watches ─┐
+//!   gossip view ─┤                 ┌── ipam (on disk before an answer)
+//!   attach.sock ─┼─ Event ─► work ─┼── policy ─► links ─► routes      (plan, execute)
+//!   handoff.sock ┤                 └── answers, applied revision
+//!   kernel events, ticks
+//! ```
+//! Events only change what is known and mark it; `work` then recomputes everything from state.
+//! Policy is committed before a Pod's link exists, and an Attach is answered when all is done.
+//! Nothing is planned before every kind has been listed once, now or before the last restart.
+
+mod apply;
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnetwork::Ipv4Network;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+use trellis_gossip::View;
+use trellis_model::policy::PodPolicy;
+
+use crate::cluster::{Cluster, Incoming, Kind, ObjectError};
+use crate::ipam::{Ipam, IpamError};
+use crate::kernel::KernelError;
+use crate::kernel::conntrack::Conntrack;
+use crate::kernel::nft::Nft;
+use crate::kernel::rtnl::Rtnl;
+use crate::policy::ActualTable;
+use crate::store::{Store, StoreError};
+
+/// Events waiting for the engine.
+pub const QUEUE: usize = 1024;
+/// Events taken up before the work they cause is done.
+const BATCH: usize = 256;
+/// Everything is compared with the kernel this often, inside Pods as well: drift is repaired
+/// within 5 s even where no event told of it.
+const RESYNC_PERIOD: Duration = Duration::from_secs(3);
+/// The cluster's state is written at most this often.
+const SAVE_PERIOD: Duration = Duration::from_secs(2);
+/// The control plane counts as answering for this long after its last answer.
+const API_FRESH: Duration = Duration::from_secs(3);
+/// An Attach waits this long for the API to show the Pod, or the node its pod CIDR.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Why a request about a Pod cannot be carried out.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No descriptors were handed over.
+    #[error("pod {0}: its network namespace was not handed over; send it on handoff.sock first")]
+    NotHandedOver(String),
+    /// The API does not show the Pod to netd.
+    #[error("pod {0}: the control plane has not shown it to netd yet; try again")]
+    UnknownPod(String),
+    /// The node has no pod CIDR.
+    #[error("pod {0}: the node has no pod CIDR yet; try again")]
+    NoPodCidr(String),
+    /// No address is free.
+    #[error(transparent)]
+    Address(#[from] IpamError),
+    /// The allocation cannot be stored.
+    #[error(transparent)]
+    Store(#[from] Arc<StoreError>),
+    /// The kernel refused.
+    #[error("pod {0}: {1}")]
+    Kernel(String, Arc<KernelError>),
+}
+
+/// What an attached Pod is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// Bytes.
+    pub mtu: u32,
+    /// The revision whose policy is in force.
+    pub revision: u64,
+}
+
+/// One attached Pod, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedPod {
+    /// The Pod.
+    pub uid: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The node's side of its veth pair.
+    pub interface: String,
+    /// Is its namespace's socket held?
+    pub netns_held: bool,
+}
+
+/// The engine's state, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Attached Pods.
+    pub attached: Vec<AttachedPod>,
+    /// The node's pod CIDR.
+    pub pod_cidr: Option<Ipv4Network>,
+    /// Every change up to here is in the kernel.
+    pub applied_revision: u64,
+    /// Repairs of drift since start.
+    pub repairs: u64,
+}
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Event {
+    /// A complete list of a kind.
+    Listed {
+        /// Which kind.
+        kind: Kind,
+        /// The list's revision.
+        revision: u64,
+        /// All objects.
+        objects: Vec<Incoming>,
+    },
+    /// An object is new or changed.
+    Changed {
+        /// Which kind.
+        kind: Kind,
+        /// Its revision.
+        revision: u64,
+        /// The object.
+        object: Incoming,
+    },
+    /// An object is gone.
+    Removed {
+        /// Which kind.
+        kind: Kind,
+        /// The revision of its removal.
+        revision: u64,
+        /// Its last state.
+        object: Incoming,
+    },
+    /// Nothing else happened to the kind up to `revision`.
+    Bookmark {
+        /// Which kind.
+        kind: Kind,
+        /// The revision.
+        revision: u64,
+    },
+    /// The control plane answered; every live netd has acted on this revision.
+    MinApplied(u64),
+    /// Who is alive.
+    View(Arc<View>),
+    /// A Pod's namespace and an rtnetlink socket opened in it.
+    Handoff {
+        /// The Pod.
+        uid: String,
+        /// Its network namespace.
+        netns: OwnedFd,
+        /// The socket.
+        socket: OwnedFd,
+        /// Told when both are held.
+        reply: oneshot::Sender<()>,
+    },
+    /// Connect a Pod.
+    Attach {
+        /// The Pod.
+        uid: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<Attachment, EngineError>>,
+    },
+    /// Disconnect a Pod.
+    Detach {
+        /// The Pod.
+        uid: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), EngineError>>,
+    },
+    /// Tell how it stands.
+    Status {
+        /// The answer.
+        reply: oneshot::Sender<Status>,
+    },
+    /// Something in the kernel changed, perhaps by us.
+    KernelChanged,
+    /// Time passes.
+    Tick,
+}
+
+/// What others of this process follow.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// The node's pod CIDR, for gossip.
+    pub pod_cidr: watch::Receiver<Option<Ipv4Network>>,
+    /// Underlay addresses of all known Nodes, as gossip's seeds.
+    pub nodes: watch::Receiver<Vec<IpAddr>>,
+    /// Every change up to here is in the kernel.
+    pub applied: watch::Receiver<u64>,
+}
+
+/// Who this node is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its Node's name.
+    pub node_name: String,
+    /// Its underlay address.
+    pub advertise: Ipv4Addr,
+}
+
+/// A Pod's side, as it was handed over.
+struct Held {
+    /// Keeps the namespace alive until the Pod is detached.
+    _netns: OwnedFd,
+    rtnl: Rtnl,
+}
+
+struct PendingAttach {
+    uid: String,
+    since: Instant,
+    reply: oneshot::Sender<Result<Attachment, EngineError>>,
+}
+
+/// See the module.
+pub struct Engine {
+    config: Config,
+    store: Store,
+    started: Instant,
+    cluster: Cluster,
+    ipam: Option<Ipam>,
+    view: Arc<View>,
+    min_applied: u64,
+    api_heard: Option<Instant>,
+    // The kernel's doors.
+    netns: OwnedFd,
+    rtnl: Rtnl,
+    nft: Nft,
+    conntrack: Conntrack,
+    held: BTreeMap<String, Held>,
+    // What was done, and what is to do.
+    table: Option<ActualTable>,
+    policies: Option<BTreeMap<Ipv4Addr, PodPolicy>>,
+    /// Detached Pods' interfaces and addresses, until they are gone from the kernel.
+    gone: BTreeMap<String, Ipv4Addr>,
+    mtu: u32,
+    /// Pods that could not be connected the last time, and why.
+    failed: BTreeMap<String, Arc<KernelError>>,
+    pending: Vec<PendingAttach>,
+    detached: Vec<oneshot::Sender<Result<(), EngineError>>>,
+    dirty: bool,
+    look: bool,
+    inspect: BTreeSet<String>,
+    last_resync: Instant,
+    unsaved: bool,
+    last_save: Instant,
+    applied: u64,
+    repairs: u64,
+    pod_cidr_out: watch::Sender<Option<Ipv4Network>>,
+    nodes_out: watch::Sender<Vec<IpAddr>>,
+    applied_out: watch::Sender<u64>,
+}
+
+/// The engine cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A kernel door does not open.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The state on disk cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The own namespace cannot be opened.
+    #[error("/proc/thread-self/ns/net: {0}")]
+    Netns(std::io::Error),
+}
+
+impl Engine {
+    /// Opens the kernel's doors in the calling thread's network namespace, and takes up where the
+    /// last instance stopped.
+    pub fn start(config: Config, store: Store) -> Result<(Self, Outputs), StartError> {
+        let netns = std::fs::File::open("/proc/thread-self/ns/net").map_err(StartError::Netns)?;
+        let mut cluster = store.load_cluster()?.unwrap_or_default();
+        for error in cluster.restored() {
+            tracing::error!(%error, "stored object not understood");
+        }
+        let mut ipam = store.load_ipam()?;
+        if let Some(ipam) = &mut ipam {
+            ipam.restarted(Duration::ZERO);
+        }
+        let (pod_cidr_out, pod_cidr) = watch::channel(ipam.as_ref().map(Ipam::cidr));
+        let (nodes_out, nodes) = watch::channel(Vec::new());
+        let (applied_out, applied) = watch::channel(0);
+        let now = Instant::now();
+        let engine = Self {
+            config,
+            store,
+            started: now,
+            cluster,
+            ipam,
+            view: Arc::default(),
+            min_applied: 0,
+            api_heard: None,
+            netns: netns.into(),
+            rtnl: Rtnl::open()?,
+            nft: Nft::open()?,
+            conntrack: Conntrack::open()?,
+            held: BTreeMap::new(),
+            table: None,
+            policies: None,
+            gone: BTreeMap::new(),
+            mtu: 0,
+            failed: BTreeMap::new(),
+            pending: Vec::new(),
+            detached: Vec::new(),
+            dirty: true,
+            look: true,
+            inspect: BTreeSet::new(),
+            last_resync: now,
+            unsaved: false,
+            last_save: now,
+            applied: 0,
+            repairs: 0,
+            pod_cidr_out,
+            nodes_out,
+            applied_out,
+        };
+        Ok((engine, Outputs { pod_cidr, nodes, applied }))
+    }
+
+    /// Works until nobody can send events any more.
+    pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.work();
+        while let Some(event) = events.blocking_recv() {
+            self.on_event(event);
+            for _ in 1..BATCH {
+                match events.try_recv() {
+                    Ok(event) => self.on_event(event),
+                    Err(_) => break,
+                }
+            }
+            self.work();
+        }
+        self.save_cluster();
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn api_is_fresh(&self) -> bool {
+        self.api_heard.is_some_and(|heard| heard.elapsed() < API_FRESH)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Listed { kind, revision, objects } => {
+                for error in self.cluster.reset(kind, revision, &objects) {
+                    tracing::error!(%error, "object not understood");
+                }
+                self.cluster_changed();
+            }
+            Event::Changed { kind, revision, object } => {
+                let done = self.cluster.upsert(kind, &object);
+                self.cluster_moved(kind, revision, done);
+            }
+            Event::Removed { kind, revision, object } => {
+                let done = self.cluster.remove(kind, &object);
+                self.cluster_moved(kind, revision, done);
+            }
+            Event::Bookmark { kind, revision } => {
+                self.cluster.seen(kind, revision);
+                self.dirty |= self.cluster.revision() > self.applied;
+            }
+            Event::MinApplied(revision) => {
+                self.min_applied = revision;
+                self.dirty |= !self.api_is_fresh();
+                self.api_heard = Some(Instant::now());
+            }
+            Event::View(view) => {
+                self.dirty |= *view != *self.view;
+                self.view = view;
+            }
+            Event::Handoff { uid, netns, socket, reply } => {
+                self.held.insert(uid.clone(), Held { _netns: netns, rtnl: Rtnl::from_fd(socket) });
+                self.inspect.insert(uid);
+                self.look = true;
+                let _ = reply.send(());
+            }
+            Event::Attach { uid, reply } => self.pending.push(PendingAttach { uid, since: Instant::now(), reply }),
+            Event::Detach { uid, reply } => self.on_detach(&uid, reply),
+            Event::Status { reply } => drop(reply.send(self.status())),
+            Event::KernelChanged => self.look = true,
+            Event::Tick => self.on_tick(),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        if self.last_resync.elapsed() >= RESYNC_PERIOD {
+            self.last_resync = Instant::now();
+            self.look = true;
+            self.inspect.extend(self.held.keys().cloned());
+        }
+        if !self.failed.is_empty() {
+            self.look = true;
+            self.inspect.extend(self.failed.keys().cloned());
+        }
+        // Staleness of the API changes whom gossip may overrule.
+        if self.api_heard.is_some() && !self.api_is_fresh() {
+            self.api_heard = None;
+            self.dirty = true;
+        }
+        if self.unsaved && self.last_save.elapsed() >= SAVE_PERIOD {
+            self.save_cluster();
+        }
+    }
+
+    fn cluster_moved(&mut self, kind: Kind, revision: u64, done: Result<(), ObjectError>) {
+        if let Err(error) = done {
+            tracing::error!(%error, "object not understood");
+        }
+        self.cluster.seen(kind, revision);
+        self.cluster_changed();
+    }
+
+    fn cluster_changed(&mut self) {
+        self.dirty = true;
+        self.unsaved = true;
+        let addresses: Vec<IpAddr> =
+            self.cluster.nodes.values().filter_map(|node| node.address).map(IpAddr::V4).collect();
+        self.nodes_out.send_if_modified(|known| {
+            let changed = *known != addresses;
+            *known = addresses;
+            changed
+        });
+    }
+
+    fn save_cluster(&mut self) {
+        self.last_save = Instant::now();
+        match self.store.save_cluster(&self.cluster) {
+            Ok(()) => self.unsaved = false,
+            Err(error) => tracing::error!(%error, "cannot store what is known of the cluster"),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let in_use = self.ipam.iter().flat_map(Ipam::in_use);
+        Status {
+            attached: in_use
+                .map(|(uid, address)| AttachedPod {
+                    uid: uid.into(),
+                    address,
+                    interface: crate::links::host_interface(uid),
+                    netns_held: self.held.contains_key(uid),
+                })
+                .collect(),
+            pod_cidr: self.ipam.as_ref().map(Ipam::cidr),
+            applied_revision: self.applied,
+            repairs: self.repairs,
+        }
+    }
+}
+
+/// Gossip's addresses of these machines.
+pub fn gossip_seeds(nodes: &[IpAddr]) -> Vec<SocketAddr> {
+    nodes.iter().map(|ip| SocketAddr::new(*ip, trellis_proto::ports::GOSSIP)).collect()
+}
