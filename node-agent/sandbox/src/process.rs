@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use rustix::process::{Pid, PidfdFlags};
@@ -25,8 +26,28 @@ pub fn fork_child(keep: &[RawFd], child: impl FnOnce() -> i32) -> Result<i32, Sa
             io::Error::other(format!("it must have exactly one thread, and has {threads:?}")),
         ));
     }
-    // SAFETY: there is one thread, so the child's copy of memory is consistent and no lock is
-    // held by a thread that does not exist there.
+    FORKED.store(true, Ordering::Relaxed);
+    fork(keep, child)
+}
+
+/// As [`fork_child`], for a child of it that has entered a container's namespaces, where `/proc`
+/// does not show it any more. Refused elsewhere; the child must have started no thread.
+///
+/// # Errors
+/// See [`fork_child`].
+pub fn fork_inside(keep: &[RawFd], child: impl FnOnce() -> i32) -> Result<i32, SandboxError> {
+    if !FORKED.load(Ordering::Relaxed) {
+        return Err(SandboxError::new("fork", "this process", io::Error::other("it is no child of fork_child")));
+    }
+    fork(keep, child)
+}
+
+/// This process, or the one it was forked from, had one thread when it first forked here.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+fn fork(keep: &[RawFd], child: impl FnOnce() -> i32) -> Result<i32, SandboxError> {
+    // SAFETY: there is one thread (checked by the callers), so the child's copy of memory is
+    // consistent and no lock is held by a thread that does not exist there.
     match unsafe { libc::fork() } {
         -1 => Err(SandboxError::new("fork", "this process", io::Error::last_os_error())),
         0 => {

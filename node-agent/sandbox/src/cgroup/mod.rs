@@ -82,12 +82,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves a process (0: the calling one) into it, in every hierarchy.
+    /// Moves a process (0: the calling one) into it, in every hierarchy. Where v2 stands beside v1,
+    /// runtimes make no group in it: the process then stays in its own there.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn attach(&self, pid: i32) -> Result<(), SandboxError> {
-        for dir in self.dirs() {
+        let has_v1 = self.hierarchies.iter().any(|h| h.version == Version::V1);
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.base.join(&self.path);
+            if has_v1 && hierarchy.version == Version::V2 && !dir.is_dir() {
+                continue;
+            }
             write(&dir.join("cgroup.procs"), &pid.to_string())?;
         }
         Ok(())

@@ -1,0 +1,165 @@
+//! The helper that makes a container: mounts its root, writes its bundle, runs libcontainer.
+//!
+//! It is a forked child of the shim. The container's first process is its child, too; when it
+//! exits, that process becomes the shim's (the init of the PID namespace, or the subreaper).
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use trellis_sandbox::{mounts, process};
+use trellis_shim_protocol::client::receive_with_fds;
+use trellis_shim_protocol::{CreateContainer, Rootfs};
+
+use crate::diagnostics::Diagnostics;
+use crate::helper::{Report, report};
+use crate::spec::{Surroundings, prepare};
+
+/// What the helper needs.
+pub struct Create {
+    /// The request.
+    pub request: CreateContainer,
+    /// The container's folder: bundle and mount point.
+    pub bundle: PathBuf,
+    /// libcontainer's state folder.
+    pub runtime: PathBuf,
+    /// Below the (rebased) hierarchies.
+    pub cgroup_path: String,
+    /// A PID namespace of its own.
+    pub private_pid: bool,
+    /// The Pod's shared `/dev/shm`.
+    pub shm: Option<PathBuf>,
+    /// Standard input, output, error; `None` for a container with a terminal.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Where to report.
+    pub socket: UnixStream,
+}
+
+impl Create {
+    /// The helper's whole life; its exit code.
+    pub fn run(self) -> i32 {
+        let socket = match self.socket.try_clone() {
+            Ok(socket) => socket,
+            Err(_) => return 1,
+        };
+        let mut notes = Vec::new();
+        match self.make(&mut notes) {
+            Ok((pid, console)) => {
+                let fds: Vec<_> = console.iter().map(AsFd::as_fd).collect();
+                report(&socket, &Report { pid: Some(pid), error: None, notes }, &fds);
+                0
+            }
+            Err(error) => {
+                report(&socket, &Report { pid: None, error: Some(error), notes }, &[]);
+                1
+            }
+        }
+    }
+
+    fn make(mut self, notes: &mut Vec<String>) -> Result<(i32, Option<OwnedFd>), String> {
+        // A container must not inherit the daemon's blocked and ignored signals.
+        process::reset_signals().map_err(|e| format!("cannot reset signals: {e}"))?;
+        let rootfs = self.mount_root()?;
+        let mut spec: Spec = serde_json::from_value(std::mem::take(&mut self.request.spec))
+            .map_err(|e| format!("the container's spec is not a valid OCI runtime spec: {e}"))?;
+        let around = Surroundings {
+            rootfs: &rootfs,
+            cgroup_path: &self.cgroup_path,
+            private_pid: self.private_pid,
+            cgroup_namespace: self.request.cgroup_namespace,
+            shm: self.shm.as_deref(),
+        };
+        prepare(&mut spec, &around).map_err(|e| e.to_string())?;
+        clamp_oom_score(&mut spec, notes);
+        spec.save(self.bundle.join("config.json"))
+            .map_err(|e| format!("cannot write the bundle's config.json: {e}"))?;
+        self.run_libcontainer()
+    }
+
+    fn mount_root(&self) -> Result<PathBuf, String> {
+        let Rootfs::Overlay { lower, upper, work } = &self.request.rootfs else {
+            let Rootfs::Path { path } = &self.request.rootfs else { unreachable!("two variants") };
+            return Ok(path.clone());
+        };
+        let target = self.bundle.join("rootfs");
+        for dir in [upper, work, &target] {
+            fs::create_dir_all(dir).map_err(|e| format!("cannot make folder {}: {e}", dir.display()))?;
+        }
+        mounts::overlay(mounts::Overlay { lower, upper, work }, &target).map_err(|e| e.to_string())?;
+        Ok(target)
+    }
+
+    fn run_libcontainer(self) -> Result<(i32, Option<OwnedFd>), String> {
+        let diagnostics = Diagnostics::start();
+        let words = |e: &dyn std::error::Error| {
+            let details = diagnostics.as_ref().map(Diagnostics::text).filter(|t| !t.is_empty());
+            let details = details.map(|t| format!(" ({t})")).unwrap_or_default();
+            format!("cannot create container {}: {}{details}", self.request.id, chain(e))
+        };
+        let builder = ContainerBuilder::new(self.request.id.clone(), SyscallType::Linux)
+            .with_root_path(&self.runtime)
+            .map_err(|e| words(&e))?;
+        let (builder, console) = match self.stdio {
+            Some([stdin, stdout, stderr]) => (builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr), None),
+            None => {
+                let path = self.bundle.join("console.sock");
+                let listener = UnixListener::bind(&path).map_err(|e| words(&e))?;
+                (builder.with_console_socket(Some(path)), Some(listener))
+            }
+        };
+        let container = builder
+            .validate_id()
+            .and_then(|b| b.as_init(&self.bundle).with_systemd(false).with_detach(true).build())
+            .map_err(|e| words(&e))?;
+        let pid = container.pid().map(|p| p.as_raw()).ok_or("libcontainer names no process")?;
+        let master = match console {
+            Some(listener) => Some(receive_master(&listener).map_err(|e| words(&e))?),
+            None => None,
+        };
+        Ok((pid, master))
+    }
+}
+
+fn receive_master(listener: &UnixListener) -> io::Result<OwnedFd> {
+    let (stream, _) = listener.accept()?;
+    let mut fds = VecDeque::new();
+    receive_with_fds(&stream, &mut [0; 256], &mut fds)?;
+    fds.pop_front().ok_or_else(|| io::Error::other("the runtime sent no terminal"))
+}
+
+/// libcontainer writes the value to the process it runs in. Lowering it below what this process
+/// started with needs CAP_SYS_RESOURCE; without it the container would not start at all.
+fn clamp_oom_score(spec: &mut Spec, notes: &mut Vec<String>) {
+    let Some(process) = spec.process_mut() else { return };
+    let Some(wanted) = process.oom_score_adj() else { return };
+    if set_oom_score(wanted).is_err() {
+        process.set_oom_score_adj(None);
+        notes.push(format!("oom_score_adj {wanted} needs CAP_SYS_RESOURCE, which is missing: it stays as inherited"));
+    }
+}
+
+/// Sets this process' oom_score_adj, which its children inherit.
+pub fn set_oom_score(value: i32) -> io::Result<()> {
+    fs::write(Path::new("/proc/self/oom_score_adj"), value.to_string())
+}
+
+/// An error with all its sources.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

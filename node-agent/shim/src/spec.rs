@@ -1,0 +1,176 @@
+//! What the shim changes in the OCI spec that the agent sent, before libcontainer sees it.
+//!
+//! Pure: a table of corrections, each with its reason.
+
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::{
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompOperator, RootBuilder, Spec,
+};
+
+/// What the corrections depend on.
+pub struct Surroundings<'a> {
+    /// The mounted root.
+    pub rootfs: &'a Path,
+    /// The container's cgroup below the (rebased) hierarchies.
+    pub cgroup_path: &'a str,
+    /// The container gets a PID namespace of its own.
+    pub private_pid: bool,
+    /// The container gets a cgroup namespace of its own.
+    pub cgroup_namespace: bool,
+    /// The Pod's shared `/dev/shm`.
+    pub shm: Option<&'a Path>,
+}
+
+/// Why a spec cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the container's spec {0}")]
+pub struct SpecError(&'static str);
+
+/// Applies all corrections.
+pub fn prepare(spec: &mut Spec, around: &Surroundings<'_>) -> Result<(), SpecError> {
+    let read_only = spec.root().as_ref().and_then(|r| r.readonly()).unwrap_or(false);
+    let root = RootBuilder::default()
+        .path(around.rootfs)
+        .readonly(read_only)
+        .build()
+        .map_err(|_| SpecError("has no usable root"))?;
+    spec.set_root(Some(root));
+    // The shim has set the Pod's hostname; libcontainer would want a UTS namespace of its own for it.
+    spec.set_hostname(None);
+    spec.set_domainname(None);
+
+    let process = spec.process_mut().as_mut().ok_or(SpecError("has no process"))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(SpecError("has no process.args: neither image nor Pod names a program"));
+    }
+    // libcontainer takes "present" for "true" when it decides whether to load the seccomp
+    // filter after capabilities were dropped, where false then fails with EACCES.
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+
+    let linux = spec.linux_mut().as_mut().ok_or(SpecError("has no linux section"))?;
+    linux.set_namespaces(Some(namespaces(around)));
+    linux.set_cgroups_path(Some(around.cgroup_path.into()));
+    if let Some(seccomp) = linux.seccomp_mut() {
+        fix_masked_equal(seccomp);
+    }
+    if let Some(shm) = around.shm {
+        share_shm(spec, shm);
+    }
+    Ok(())
+}
+
+/// Network, IPC and UTS namespaces are inherited from the shim, which lives in the Pod's.
+fn namespaces(around: &Surroundings<'_>) -> Vec<LinuxNamespace> {
+    let mut kinds = vec![LinuxNamespaceType::Mount];
+    if around.private_pid {
+        kinds.push(LinuxNamespaceType::Pid);
+    }
+    if around.cgroup_namespace {
+        kinds.push(LinuxNamespaceType::Cgroup);
+    }
+    kinds.into_iter().filter_map(|k| LinuxNamespaceBuilder::default().typ(k).build().ok()).collect()
+}
+
+/// libcontainer 0.7 reads `SCMP_CMP_MASKED_EQ` with value and valueTwo exchanged: OCI and runc say
+/// `argument & value == valueTwo`, it compares `argument & valueTwo == value`, which would refuse every `clone`.
+pub fn fix_masked_equal(seccomp: &mut LinuxSeccomp) {
+    let mut rules = seccomp.syscalls().clone().unwrap_or_default();
+    for rule in &mut rules {
+        let Some(mut args) = rule.args().clone() else { continue };
+        for arg in &mut args {
+            if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
+                let (mask, wanted) = (arg.value(), arg.value_two().unwrap_or(0));
+                let rebuilt = libcontainer::oci_spec::runtime::LinuxSeccompArgBuilder::default()
+                    .index(arg.index())
+                    .op(arg.op())
+                    .value(wanted)
+                    .value_two(mask)
+                    .build();
+                if let Ok(rebuilt) = rebuilt {
+                    *arg = rebuilt;
+                }
+            }
+        }
+        rule.set_args(Some(args));
+    }
+    seccomp.set_syscalls(Some(rules));
+}
+
+fn share_shm(spec: &mut Spec, shm: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if mount.destination() == Path::new("/dev/shm") && mount.typ().as_deref() == Some("tmpfs") {
+            mount.set_typ(Some("bind".to_owned())).set_source(Some(shm.to_owned())).set_options(Some(
+                ["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"].map(str::to_owned).to_vec(),
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use trellis_shim_protocol::defaults;
+
+    fn prepared(change: impl FnOnce(&mut Spec)) -> Result<Spec, SpecError> {
+        let mut spec = defaults::base_spec(vec!["/bin/true".to_owned()]);
+        change(&mut spec);
+        let around = Surroundings {
+            rootfs: Path::new("/r"),
+            cgroup_path: "trellis/podx/c",
+            private_pid: true,
+            cgroup_namespace: false,
+            shm: Some(Path::new("/shm")),
+        };
+        prepare(&mut spec, &around).map(|()| spec)
+    }
+
+    #[test]
+    fn false_becomes_absent_and_true_stays() {
+        let nnp = |value| {
+            let spec = prepared(|s| {
+                s.process_mut().as_mut().unwrap().set_no_new_privileges(value);
+            });
+            spec.unwrap().process().as_ref().unwrap().no_new_privileges()
+        };
+        assert_eq!(nnp(Some(false)), None);
+        assert_eq!(nnp(None), None);
+        assert_eq!(nnp(Some(true)), Some(true));
+    }
+
+    #[test]
+    fn shm_is_the_pods_and_namespaces_are_the_shims_choice() {
+        let spec = prepared(|_| ()).unwrap();
+        let mounts = spec.mounts().clone().unwrap();
+        let shm = mounts.iter().find(|m| m.destination() == Path::new("/dev/shm")).unwrap();
+        assert_eq!(shm.source().as_deref(), Some(Path::new("/shm")));
+        let linux = spec.linux().clone().unwrap();
+        let kinds: Vec<_> = linux.namespaces().clone().unwrap().iter().map(LinuxNamespace::typ).collect();
+        assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("trellis/podx/c")));
+    }
+
+    #[test]
+    fn masked_equal_is_exchanged_once() {
+        let spec = prepared(|_| ()).unwrap();
+        let linux = spec.linux().clone().unwrap();
+        let rules = linux.seccomp().clone().unwrap().syscalls().clone().unwrap();
+        let arg = rules
+            .iter()
+            .flat_map(|r| r.args().clone().unwrap_or_default())
+            .find(|a| a.op() == LinuxSeccompOperator::ScmpCmpMaskedEq)
+            .unwrap();
+        assert_eq!((arg.value(), arg.value_two()), (0, Some(0x7e02_0000)));
+    }
+
+    #[test]
+    fn a_spec_without_a_program_is_refused_in_words() {
+        let error = prepared(|s| {
+            s.process_mut().as_mut().unwrap().set_args(None);
+        });
+        assert!(error.unwrap_err().to_string().contains("process.args"));
+    }
+}
