@@ -81,6 +81,15 @@ impl Container {
     }
 }
 
+/// Connects to a socket whose path may be longer than the 107 bytes that an address holds.
+fn connect_long(path: &Path) -> std::io::Result<UnixStream> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    };
+    let dir = fs::File::open(dir)?;
+    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name))
+}
+
 fn valid_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id != "."
@@ -248,7 +257,7 @@ impl Shim {
             Phase::Running => return Reply::Done,
             Phase::Exited => return refuse(ErrorCode::WrongPhase, format!("container {id} has exited")),
         }
-        let told = UnixStream::connect(&socket).and_then(|mut s| s.write_all(b"start container"));
+        let told = connect_long(&socket).and_then(|mut s| s.write_all(b"start container"));
         if let Err(e) = told {
             return refuse(ErrorCode::Failed, format!("cannot start container {id}: {}: {e}", socket.display()));
         }
@@ -337,7 +346,8 @@ impl Shim {
                 _ => {}
             }
         }
-        if errors.is_empty() {
+        // One that was never made must not block its id; the Pod's cleanup gets what is left of it.
+        if errors.is_empty() || container.state.is_none() {
             self.containers.remove(id);
         }
         errors.into_iter().next()

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -95,7 +95,13 @@ impl Create {
         Ok(target)
     }
 
-    fn run_libcontainer(self) -> Result<(i32, Option<OwnedFd>), String> {
+    /// By a short name: an address holds 107 bytes, the bundle's path may be longer.
+    fn listen_for_console(&self) -> io::Result<UnixListener> {
+        let dir = fs::File::open(&self.bundle)?;
+        UnixListener::bind(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(CONSOLE))
+    }
+
+    fn run_libcontainer(mut self) -> Result<(i32, Option<OwnedFd>), String> {
         let diagnostics = Diagnostics::start();
         let words = |e: &dyn std::error::Error| {
             let details = diagnostics.as_ref().map(Diagnostics::text).filter(|t| !t.is_empty());
@@ -105,12 +111,11 @@ impl Create {
         let builder = ContainerBuilder::new(self.request.id.clone(), SyscallType::Linux)
             .with_root_path(&self.runtime)
             .map_err(|e| words(&e))?;
-        let (builder, console) = match self.stdio {
+        let (builder, console) = match self.stdio.take() {
             Some([stdin, stdout, stderr]) => (builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr), None),
             None => {
-                let path = self.bundle.join("console.sock");
-                let listener = UnixListener::bind(&path).map_err(|e| words(&e))?;
-                (builder.with_console_socket(Some(path)), Some(listener))
+                let listener = self.listen_for_console().map_err(|e| words(&e))?;
+                (builder.with_console_socket(Some(self.bundle.join(CONSOLE))), Some(listener))
             }
         };
         let container = builder
@@ -125,6 +130,9 @@ impl Create {
         Ok((pid, master))
     }
 }
+
+/// The console socket's name in the bundle.
+const CONSOLE: &str = "console.sock";
 
 fn receive_master(listener: &UnixListener) -> io::Result<OwnedFd> {
     let (stream, _) = listener.accept()?;

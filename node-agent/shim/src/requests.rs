@@ -183,6 +183,12 @@ impl Shim {
     }
 
     fn shutdown(&mut self) -> Reply {
+        for helper in &mut self.helpers {
+            let _ = process::kill(helper.pid, rustix::process::Signal::KILL.as_raw());
+            helper.said.error = Some("the Pod is being shut down".to_owned());
+            helper.ended = true;
+        }
+        self.finish_helpers();
         self.kill_all();
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         let mut failed = Vec::new();

@@ -311,6 +311,35 @@ fn what_cannot_be_run_is_an_error_in_words() {
 }
 
 #[test]
+fn a_long_id_works_with_and_without_terminal() {
+    let Some(pod) = pod("a_long_id_works_with_and_without_terminal") else { return };
+    let (plain, terminal) = ("p".repeat(64), "t".repeat(64));
+    pod.run(&plain, "exit 6");
+    assert_eq!(wait(&pod, &plain).code, 6);
+    let mut request = pod.request(&terminal, "exit 7");
+    request.spec["process"]["terminal"] = true.into();
+    pod.run_request(request);
+    assert_eq!(wait(&pod, &terminal).code, 7);
+}
+
+#[test]
+fn shutdown_does_not_wait_for_a_create() {
+    let Some(pod) = pod("shutdown_does_not_wait_for_a_create") else { return };
+    let request = pod.request("a", "sleep 1000");
+    let socket = pod.config.socket();
+    let creator = std::thread::spawn(move || {
+        let mut client = trellis_shim_protocol::Client::connect(&socket).unwrap();
+        client.create(request).map(|_| ())
+    });
+    std::thread::sleep(Duration::from_millis(5));
+    // Whatever the create has come to: made, refused, or cut off.
+    pod.client().shutdown().unwrap();
+    let _ = creator.join().unwrap();
+    pod.cleanup();
+    assert_eq!(pod.leftovers(), Vec::<String>::new());
+}
+
+#[test]
 fn an_unrenewed_deadline_stops_the_pod() {
     let Some(pod) = pod("an_unrenewed_deadline_stops_the_pod") else { return };
     pod.run("a", "sleep 1000");
