@@ -14,95 +14,14 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use trellis_model::Kind;
 
+use super::meta::{meta_of, sealed_meta};
 use super::object::{HasMeta, Item, ObjKey, controller_of};
+
+pub use super::meta::{Meta, Owner};
+pub use super::shelf::Shelf;
 use crate::store::{Event, Key, Stored};
 
 type Name = Arc<str>;
-
-/// Objects of one kind by namespace and name.
-#[derive(Debug)]
-pub struct Shelf<T> {
-    items: BTreeMap<Name, BTreeMap<Name, Arc<Item<T>>>>,
-    len: usize,
-}
-
-impl<T> Default for Shelf<T> {
-    fn default() -> Self {
-        Self { items: BTreeMap::new(), len: 0 }
-    }
-}
-
-impl<T> Shelf<T> {
-    /// One object.
-    pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Item<T>>> {
-        self.items.get(namespace)?.get(name)
-    }
-
-    /// All of one namespace, by name.
-    pub fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Item<T>>> {
-        self.items.get(namespace).into_iter().flat_map(|m| m.values())
-    }
-
-    /// All.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Item<T>>> {
-        self.items.values().flat_map(|m| m.values())
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn put(&mut self, key: &ObjKey, item: Option<Arc<Item<T>>>) -> Option<Arc<Item<T>>> {
-        let old = match item {
-            Some(item) => self.items.entry(key.namespace.clone()).or_default().insert(key.name.clone(), item.clone()),
-            None => {
-                let space = self.items.get_mut(&key.namespace)?;
-                let old = space.remove(&key.name);
-                if space.is_empty() {
-                    self.items.remove(&key.namespace);
-                }
-                self.len -= usize::from(old.is_some());
-                return old;
-            }
-        };
-        self.len += usize::from(old.is_none());
-        old
-    }
-}
-
-/// What garbage collection needs to know of any object.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meta {
-    /// Its revision.
-    pub revision: u64,
-    /// metadata.uid.
-    pub uid: Arc<str>,
-    /// Owners: uid, kind name, blockOwnerDeletion.
-    pub owners: Vec<Owner>,
-    /// metadata.finalizers.
-    pub finalizers: Vec<String>,
-    /// Its deletion was asked for.
-    pub deleting: bool,
-    /// Content is encrypted: only identity, uid and owners' uids are known.
-    pub sealed: bool,
-}
-
-/// One owner reference.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// The owner's uid.
-    pub uid: Arc<str>,
-    /// Its kind is one that is served, so that its absence is known.
-    pub served: bool,
-    /// blockOwnerDeletion.
-    pub blocks: bool,
-}
 
 /// What an Event object needs for its retention.
 pub type EventOrder = (i64, ObjKey);
@@ -412,33 +331,4 @@ fn owned_by<T: HasMeta>(item: &Item<T>, uid: &str) -> bool {
 /// The node a Pod is bound to.
 pub fn node_of(pod: &Item<Pod>) -> Option<&str> {
     pod.object.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
-}
-
-fn meta_of(revision: u64, meta: &ObjectMeta) -> Meta {
-    let owner = |o: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| Owner {
-        uid: Arc::from(o.uid.as_str()),
-        served: Kind::from_api_version_kind(&o.api_version, &o.kind).is_ok(),
-        blocks: o.block_owner_deletion == Some(true),
-    };
-    Meta {
-        revision,
-        uid: Arc::from(meta.uid.as_deref().unwrap_or_default()),
-        owners: meta.owner_references.iter().flatten().map(owner).collect(),
-        finalizers: meta.finalizers.clone().unwrap_or_default(),
-        deleting: meta.deletion_timestamp.is_some(),
-        sealed: false,
-    }
-}
-
-fn sealed_meta(revision: u64, stored: &Stored) -> Meta {
-    // The kinds of its owners are encrypted with it. Secrets are owned by served kinds here:
-    // there are no others.
-    let owner = |uid: &String| Owner { uid: Arc::from(uid.as_str()), served: true, blocks: false };
-    Meta {
-        revision,
-        uid: Arc::from(stored.index.uid.as_str()),
-        owners: stored.index.owners.iter().map(owner).collect(),
-        sealed: true,
-        ..Meta::default()
-    }
 }

@@ -20,6 +20,7 @@ mod dispatch;
 pub mod driver;
 pub mod engine;
 pub mod gc;
+pub mod meta;
 pub mod namespace;
 pub mod node;
 pub mod object;
@@ -30,6 +31,7 @@ pub mod queue;
 pub mod recorder;
 pub mod replicaset;
 pub mod retention;
+pub mod shelf;
 #[cfg(test)]
 mod sim_tests;
 #[cfg(test)]

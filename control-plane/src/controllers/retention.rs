@@ -31,7 +31,32 @@ pub fn plan(cache: &Cache, ttl: Duration, max: usize, now: &Now) -> Plan {
     }
     let oldest = cache.events.iter().nth(plan.writes.len());
     let next = oldest.map(|(at, _)| u64::try_from(at.saturating_sub(horizon)).unwrap_or(0));
-    let wait = next.map_or(EVERY * 6, |s| Duration::from_secs(s)).max(EVERY);
+    let wait = next.map_or(EVERY * 6, Duration::from_secs).max(EVERY);
     plan.again(now.mono + wait);
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+    use crate::controllers::testing::{World, object};
+
+    #[test]
+    fn the_old_and_the_too_many_go_oldest_first() {
+        let mut w = World::new();
+        let now = w.now();
+        for (name, age) in [("a", 4_000), ("b", 3_000), ("c", 2_000), ("d", 0)] {
+            let at = now.wall - k8s_openapi::jiff::SignedDuration::from_secs(age);
+            w.create(object(serde_json::json!({
+                "apiVersion": "v1", "kind": "Event", "metadata": {"namespace": "default", "name": name},
+                "involvedObject": {}, "lastTimestamp": at.to_string(),
+            })));
+        }
+        let names = |p: &Plan| p.writes.iter().map(|w| w.key().name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(&plan(&w.cache, EVENT_TTL, 10, &now)), ["a"]);
+        let few = plan(&w.cache, EVENT_TTL, 2, &now);
+        assert_eq!(names(&few), ["a", "b"]);
+        assert!(few.again_at.is_some());
+    }
 }

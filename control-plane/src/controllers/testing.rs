@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, NodeCondition, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodCondition};
 use trellis_model::{Kind, Object, conditions};
 
 use super::cache::Cache;
@@ -123,12 +123,6 @@ impl World {
         self.cache.put(&store_key, revision, Some(&stored)).unwrap();
         self.cache.set_revision(revision);
         key
-    }
-
-    pub fn remove(&mut self, key: &ObjKey) {
-        self.revision += 1;
-        let store_key = crate::api::ops::encode::key_of(key.kind, &key.namespace, &key.name);
-        self.cache.put(&store_key, self.revision, None).unwrap();
     }
 }
 
@@ -310,17 +304,6 @@ impl Sim {
             self.agent(key);
         }
         work.len()
-    }
-
-    pub fn set_ready(&mut self, name: &str, status: &str) {
-        let status = status.to_owned();
-        let now = self.now;
-        self.edit(&ObjKey::new(Kind::Node, "", name), |o| {
-            let Object::Node(n) = o else { return };
-            let c =
-                NodeCondition { type_: "Ready".into(), status, reason: Some("AgentSays".into()), ..Default::default() };
-            conditions::set(&mut n.status.get_or_insert_default().conditions, c, now.time());
-        });
     }
 
     /// Active Pods by node.

@@ -83,11 +83,12 @@ impl AdmittedWriter {
         Self { backend, admission }
     }
 
-    fn prepare(&self, write: &Write, now: Timestamp) -> Result<Prepared, ApiError> {
+    /// The operation that does it; `None`: it was planned from a version that is no more.
+    fn prepare(&self, write: &Write, now: Timestamp) -> Result<Option<Op>, ApiError> {
         match write {
             Write::Create(object) => {
                 let p = self.admission.prepare_create(object.clone(), now)?;
-                Ok(Prepared::Op(Op::Put { key: p.key, when: When::Absent, object: p.stored }))
+                Ok(Some(Op::Put { key: p.key, when: When::Absent, object: p.stored }))
             }
             Write::Record(object) => self.record(object, now),
             Write::Update { object, revision } => self.change(&write.key(), *revision, |_| Ok(object.clone())),
@@ -100,24 +101,24 @@ impl AdmittedWriter {
                     (u, None) => When::Uid(u.to_owned()),
                     (u, Some(r)) => When::RevisionAndUid(*r, u.to_owned()),
                 };
-                Ok(Prepared::Op(Op::Delete { key: store_key(key), when }))
+                Ok(Some(Op::Delete { key: store_key(key), when }))
             }
             Write::Check { key, revision } => {
-                Ok(Prepared::Op(Op::Check { key: store_key(key), when: When::Revision(*revision) }))
+                Ok(Some(Op::Check { key: store_key(key), when: When::Revision(*revision) }))
             }
         }
     }
 
-    fn record(&self, object: &Object, now: Timestamp) -> Result<Prepared, ApiError> {
+    fn record(&self, object: &Object, now: Timestamp) -> Result<Option<Op>, ApiError> {
         let key = store_key(&ObjKey::of(object.kind(), object.meta()));
         if let Some(old) = self.backend.store().get(&key) {
             let old = decode(&old, self.admission.sealer())?;
             if let Change::Put(p) = self.admission.prepare_trusted_update(&old, object.clone())? {
-                return Ok(Prepared::Op(Op::Put { key, when: When::Always, object: p.stored }));
+                return Ok(Some(Op::Put { key, when: When::Always, object: p.stored }));
             }
         }
         let p = self.admission.prepare_create(object.clone(), now)?;
-        Ok(Prepared::Op(Op::Put { key: p.key, when: When::Always, object: p.stored }))
+        Ok(Some(Op::Put { key: p.key, when: When::Always, object: p.stored }))
     }
 
     fn change(
@@ -125,25 +126,25 @@ impl AdmittedWriter {
         key: &ObjKey,
         revision: u64,
         new: impl FnOnce(&Object) -> Result<Object, ApiError>,
-    ) -> Result<Prepared, ApiError> {
+    ) -> Result<Option<Op>, ApiError> {
         let when = When::Revision(revision);
-        let Some(old) = self.old(key, revision)? else { return Ok(Prepared::Stale) };
+        let Some(old) = self.old(key, revision)? else { return Ok(None) };
         let key = store_key(key);
         Ok(match self.admission.prepare_trusted_update(&old, new(&old)?)? {
-            Change::Put(p) => Prepared::Op(Op::Put { key, when, object: p.stored }),
-            Change::Remove => Prepared::Op(Op::Delete { key, when }),
-            Change::None => Prepared::Op(Op::Check { key, when }),
+            Change::Put(p) => Some(Op::Put { key, when, object: p.stored }),
+            Change::Remove => Some(Op::Delete { key, when }),
+            Change::None => Some(Op::Check { key, when }),
         })
     }
 
-    fn terminate(&self, key: &ObjKey, revision: u64, now: Timestamp) -> Result<Prepared, ApiError> {
-        let Some(old) = self.old(key, revision)? else { return Ok(Prepared::Stale) };
+    fn terminate(&self, key: &ObjKey, revision: u64, now: Timestamp) -> Result<Option<Op>, ApiError> {
+        let Some(old) = self.old(key, revision)? else { return Ok(None) };
         let (key, when) = (store_key(key), When::Revision(revision));
         if !has_finalizers(&old) {
-            return Ok(Prepared::Op(Op::Delete { key, when }));
+            return Ok(Some(Op::Delete { key, when }));
         }
         let p = self.admission.prepare_termination(&old, now, 0)?;
-        Ok(Prepared::Op(Op::Put { key, when, object: p.stored }))
+        Ok(Some(Op::Put { key, when, object: p.stored }))
     }
 
     /// The version that a write was planned from; `None`: there is another one now.
@@ -161,8 +162,8 @@ impl AdmittedWriter {
         let mut ops = Vec::with_capacity(count);
         for (i, write) in writes.iter().enumerate() {
             match self.prepare(write, now) {
-                Ok(Prepared::Op(op)) => ops.push(op),
-                Ok(Prepared::Stale) => return Written::Conflict(i, OpError::RevisionMismatch),
+                Ok(Some(op)) => ops.push(op),
+                Ok(None) => return Written::Conflict(i, OpError::RevisionMismatch),
                 Err(source) => return Written::Failed(WriteError::Refused { key: write.key(), source }),
             }
         }
@@ -184,11 +185,6 @@ impl ClusterWriter for AdmittedWriter {
     fn commit(&self, writes: Vec<Write>, term: u64) -> BoxFuture<'_, Written> {
         Box::pin(self.run(writes, term))
     }
-}
-
-enum Prepared {
-    Op(Op),
-    Stale,
 }
 
 fn store_key(key: &ObjKey) -> crate::store::Key {
