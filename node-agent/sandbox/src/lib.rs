@@ -13,6 +13,7 @@
 
 pub mod cgroup;
 pub mod cleanup;
+pub mod devices;
 pub mod error;
 pub mod fds;
 pub mod mounts;

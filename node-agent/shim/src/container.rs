@@ -191,6 +191,7 @@ impl Shim {
             cgroup_path,
             private_pid: !self.config.share_pid && !self.config.host_pid,
             shm: self.surface.shm.clone(),
+            v2_group: if self.surface.is_v2 { self.containers_v2_dir(&id) } else { None },
             stdio,
             socket: theirs,
         };
@@ -202,6 +203,10 @@ impl Shim {
         let helper = Helper::new(pid, ours, Purpose::Create(id), conn).map_err(|e| e.to_string())?;
         self.helpers.push(helper);
         Ok(())
+    }
+
+    fn containers_v2_dir(&self, id: &str) -> Option<PathBuf> {
+        self.surface.group.child(id).dirs().next()
     }
 
     /// The helper has reported.

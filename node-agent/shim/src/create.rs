@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use trellis_sandbox::{mounts, process};
+use trellis_sandbox::{devices, mounts, process};
 use trellis_shim_protocol::client::receive_with_fds;
 use trellis_shim_protocol::{CreateContainer, Rootfs};
 
@@ -35,6 +35,8 @@ pub struct Create {
     pub private_pid: bool,
     /// The Pod's shared `/dev/shm`.
     pub shm: Option<PathBuf>,
+    /// The container's folder in cgroup v2, where that has the controllers.
+    pub v2_group: Option<PathBuf>,
     /// Standard input, output, error; `None` for a container with a terminal.
     pub stdio: Option<[OwnedFd; 3]>,
     /// Where to report.
@@ -79,7 +81,14 @@ impl Create {
         clamp_oom_score(&mut spec, notes);
         spec.save(self.bundle.join("config.json"))
             .map_err(|e| format!("cannot write the bundle's config.json: {e}"))?;
-        self.run_libcontainer()
+        let rules = crate::spec::device_rules(&spec);
+        let group = self.v2_group.take();
+        let made = self.run_libcontainer()?;
+        if let (Some(dir), false) = (group, rules.is_empty()) {
+            // Its process waits for its start: no device was opened yet.
+            devices::attach(&dir, &rules).map_err(|e| e.to_string())?;
+        }
+        Ok(made)
     }
 
     fn mount_root(&self) -> Result<PathBuf, String> {

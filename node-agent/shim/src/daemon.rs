@@ -164,8 +164,9 @@ fn become_shim(config: SandboxConfig, cgroups: &Cgroups, outer_proc: OwnedFd, re
     listener.set_nonblocking(true).map_err(io_error("cannot listen on", &socket))?;
     let shm = (!config.host_ipc).then(|| config.dir.join("shm"));
     // The hierarchies were rebased: paths are relative to where they are mounted now.
-    let group = Cgroups::detect(&CgroupRoot::Mounted)?.group(&config.cgroup_path);
-    let surface = Surface { listener, signals, outer_proc, group, shm };
+    let rebased = Cgroups::detect(&CgroupRoot::Mounted)?;
+    let (group, is_v2) = (rebased.group(&config.cgroup_path), rebased.is_v2());
+    let surface = Surface { listener, signals, outer_proc, group, is_v2, shm };
     let mut shim = Shim::new(config, surface);
     shim.persist().map_err(io_error("cannot write the state in", &log_path))?;
 

@@ -32,6 +32,8 @@ pub struct Surface {
     pub outer_proc: OwnedFd,
     /// The Pod's cgroup.
     pub group: Cgroup,
+    /// Limits are set through cgroup v2.
+    pub is_v2: bool,
     /// The Pod's shared `/dev/shm`.
     pub shm: Option<PathBuf>,
 }

@@ -5,8 +5,11 @@
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompOperator, RootBuilder, Spec,
+    LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompOperator,
+    RootBuilder, Spec,
 };
+
+use trellis_sandbox::devices::{self, Kind, Rule};
 
 /// What the corrections depend on.
 pub struct Surroundings<'a> {
@@ -109,6 +112,35 @@ fn share_shm(spec: &mut Spec, shm: &Path) {
     }
 }
 
+/// The devices rules of a spec, for cgroup v2, where libcontainer (without its libbpf) ignores them.
+pub fn device_rules(spec: &Spec) -> Vec<Rule> {
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let number = |n: Option<i64>| n.and_then(|n| u32::try_from(n).ok());
+    resources
+        .and_then(|r| r.devices().as_ref())
+        .into_iter()
+        .flatten()
+        .map(|rule| Rule {
+            allow: rule.allow(),
+            kind: match rule.typ() {
+                Some(LinuxDeviceType::B) => Some(Kind::Block),
+                Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(Kind::Char),
+                _ => None,
+            },
+            major: number(rule.major()),
+            minor: number(rule.minor()),
+            access: rule.access().as_deref().unwrap_or("rwm").chars().fold(0, |bits, c| {
+                bits | match c {
+                    'r' => devices::READ,
+                    'w' => devices::WRITE,
+                    'm' => devices::MKNOD,
+                    _ => 0,
+                }
+            }),
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -151,6 +183,15 @@ mod tests {
         let kinds: Vec<_> = linux.namespaces().clone().unwrap().iter().map(LinuxNamespace::typ).collect();
         assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("trellis/podx/c")));
+    }
+
+    #[test]
+    fn the_default_device_rules_forbid_disks() {
+        let rules = device_rules(&prepared(|_| ()).unwrap());
+        assert!(devices::decide(&rules, Kind::Char, 1, 3, devices::READ | devices::WRITE));
+        assert!(devices::decide(&rules, Kind::Char, 136, 7, devices::READ | devices::WRITE));
+        assert!(devices::decide(&rules, Kind::Block, 8, 0, devices::MKNOD));
+        assert!(!devices::decide(&rules, Kind::Block, 8, 0, devices::READ));
     }
 
     #[test]

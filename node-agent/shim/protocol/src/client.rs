@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use crate::codec::{CodecError, Decoder, encode};
-use crate::types::{ContainerState, CreateContainer, ErrorCode, Event, Exec, Exit, Reply, Request, SandboxState};
+use crate::{ContainerState, CreateContainer, ErrorCode, Event, Exec, Exit, Reply, Request, SandboxState};
 use crate::{MAX_FRAME_FDS, offered_versions};
 
 /// A request that makes a container may wait for a slow disk; nothing else takes a second.

@@ -8,7 +8,7 @@
 //! newest version that both know, and an agent speaks the current version and the one before,
 //! since shims outlive the agent that launched them.
 //!
-//! What is where: [`types`] the words, [`codec`] frames, [`client`] the blocking client,
+//! What is where: [`types`] and [`records`] the words, [`codec`] frames, [`client`] the blocking client,
 //! [`launch`] the start of a shim, [`defaults`] what a container gets when nobody says otherwise
 //! (capabilities, seccomp filter, masked paths, mounts, devices).
 //!
@@ -19,10 +19,12 @@ pub mod client;
 pub mod codec;
 pub mod defaults;
 pub mod launch;
+pub mod records;
 pub mod seccomp;
 pub mod types;
 
 pub use client::{Client, ClientError, EventStream};
+pub use records::*;
 pub use types::*;
 
 /// The protocol version this build speaks best.
