@@ -1,7 +1,8 @@
 //! Kubernetes Events: what people see in `describe`. Bounded and rate-limited: a crash loop on a
 //! thousand Pods must not fill the log of the control plane. Repetitions become a count.
-use super::{ApiError, create, get, key, update};
+use super::{ApiError, create, key};
 use crate::pod::event::Note;
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -17,8 +18,9 @@ use trellis_proto::client::Connection;
 const QUEUE: usize = 256;
 /// Events remembered for counting repetitions.
 const REMEMBERED: usize = 512;
-/// The same event is written again at most this often.
-const REPEAT_EVERY: Duration = Duration::from_secs(10);
+/// The same event is written again after this, then after twice that, up to the last.
+const REPEAT_FIRST: Duration = Duration::from_secs(10);
+const REPEAT_LAST: Duration = Duration::from_secs(600);
 /// Writes a second over all Pods, and how many at once after a quiet time.
 const RATE_PER_SEC: f64 = 20.0;
 const BURST: f64 = 100.0;
@@ -68,9 +70,11 @@ impl Recorder {
 }
 
 struct Known {
-    name: String,
+    first: Timestamp,
     count: i32,
     written: Instant,
+    /// The next repetition is written after this.
+    gap: Duration,
 }
 
 struct Writer {
@@ -103,50 +107,46 @@ impl Writer {
             note.message
         );
         let namespace = reference.namespace.clone().unwrap_or_default();
-        if let Some(known) = self.seen.get_mut(&id) {
-            known.count = known.count.saturating_add(1);
-            if known.written.elapsed() < REPEAT_EVERY || self.tokens < 1.0 {
-                return Ok(());
-            }
-            self.tokens -= 1.0;
-            known.written = Instant::now();
-            let (name, count) = (known.name.clone(), known.count);
-            let key = key("Event", &namespace, &name);
-            let now = crate::pod::status::time(jiff::Timestamp::now());
-            match get::<Event>(&self.conn, &key).await {
-                Ok(mut event) => {
-                    event.count = Some(count);
-                    event.last_timestamp = Some(now);
-                    return update(&self.conn, &key, &event, "").await.map(drop);
+        let (first, count) = match self.seen.get_mut(&id) {
+            Some(known) => {
+                known.count = known.count.saturating_add(1);
+                if known.written.elapsed() < known.gap {
+                    return Ok(());
                 }
-                // Expired meanwhile: write it as a new one.
-                Err(ApiError::NotFound(_)) => drop(self.seen.remove(&id)),
-                Err(error) => return Err(error),
+                (known.first, known.count)
             }
-        }
+            None => (Timestamp::now(), 1),
+        };
         if self.tokens < 1.0 {
             return Ok(());
         }
         self.tokens -= 1.0;
-        let event = self.event(reference, &note);
+        // An agent may create Events, not change them: a repetition is a new one that carries the
+        // count, at growing intervals.
+        let event = self.event(reference, &note, first, count);
         let name = event.metadata.name.clone().unwrap_or_default();
         create(&self.conn, &key("Event", &namespace, &name), &event).await?;
-        self.remember(id, name);
+        self.remember(id, first, count);
         Ok(())
     }
 
-    fn remember(&mut self, id: String, name: String) {
+    fn remember(&mut self, id: String, first: Timestamp, count: i32) {
+        if let Some(known) = self.seen.get_mut(&id) {
+            known.written = Instant::now();
+            known.gap = (known.gap * 2).min(REPEAT_LAST);
+            return;
+        }
         while self.order.len() >= REMEMBERED {
             if let Some(old) = self.order.pop_front() {
                 self.seen.remove(&old);
             }
         }
         self.order.push_back(id.clone());
-        self.seen.insert(id, Known { name, count: 1, written: Instant::now() });
+        self.seen.insert(id, Known { first, count, written: Instant::now(), gap: REPEAT_FIRST });
     }
 
-    fn event(&self, reference: ObjectReference, note: &Note) -> Event {
-        let now = jiff::Timestamp::now();
+    fn event(&self, reference: ObjectReference, note: &Note, first: Timestamp, count: i32) -> Event {
+        let now = Timestamp::now();
         let stamp = u64::try_from(now.as_nanosecond()).unwrap_or(0);
         let pod = reference.name.clone().unwrap_or_default();
         Event {
@@ -159,8 +159,8 @@ impl Writer {
             type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
             reason: Some(note.reason.into()),
             message: Some(note.message.clone()),
-            count: Some(1),
-            first_timestamp: Some(crate::pod::status::time(now)),
+            count: Some(count),
+            first_timestamp: Some(crate::pod::status::time(first)),
             last_timestamp: Some(crate::pod::status::time(now)),
             source: Some(EventSource { component: Some("trellis-node-agent".into()), host: Some(self.node.clone()) }),
             reporting_component: Some("trellis-node-agent".into()),
