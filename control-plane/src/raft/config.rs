@@ -100,6 +100,11 @@ impl Tuning {
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             enable_pre_vote: Some(true),
+            // A restarted leader must stand for election again. Entries go to followers while
+            // they are still on their way to the leader's own disk: restored in its old term,
+            // it would reuse the indexes of those that a majority holds and it has lost, and
+            // the members diverge (tests/raft_crash.rs finds that within fifty kills).
+            enable_leader_restore: Some(false),
             // Snapshots are triggered by bytes too, see `upkeep`.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.keep_entries,

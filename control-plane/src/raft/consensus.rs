@@ -198,6 +198,13 @@ pub async fn start(
     );
     until(stopped.clone(), Box::pin(reads::run(inner.clone(), asked)));
     tokio::spawn(upkeep::run(raft.clone(), log, store, tuning, stopped));
+    if raft.voter_ids().eq([id]) {
+        // Nobody else to wait for.
+        raft.trigger()
+            .elect(false)
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))?;
+    }
     let services = PeerServices::new(raft, snapshots, inner.clone());
     Ok((
         Consensus {

@@ -169,7 +169,11 @@ impl Memory {
     /// Entries of `start..end`, as far as there are any, up to `max_bytes` but at least one.
     pub(super) fn look(&self, start: u64, end: u64, max_bytes: usize) -> Vec<(LogId, Looked)> {
         let first = self.first_index();
-        let from = start.saturating_sub(first) as usize;
+        if start < first {
+            // Purged: nothing, rather than what lies behind the gap.
+            return Vec::new();
+        }
+        let from = (start - first) as usize;
         let until = (end.saturating_sub(first) as usize).min(self.slots.len());
         let mut bytes = 0;
         let mut found = Vec::new();

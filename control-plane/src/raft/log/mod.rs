@@ -148,7 +148,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
         let (start, end) = bounds(&range);
-        self.read(start, end, usize::MAX).await
+        let first = lock(&self.memory).first_index();
+        self.read(start.max(first), end, usize::MAX).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -182,6 +183,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 let piece = log
                     .read(next, end.min(next + APPLY_ENTRIES), READ_BYTES)
                     .await?;
+                if piece.is_empty() && next < lock(&log.memory).first_index() {
+                    // Ending here would make openraft take the rest for applied.
+                    let text = format!("log entries from {next} are to be applied, but are purged");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
                 let after = next + piece.len() as u64;
                 let items = futures::stream::iter(piece.into_iter().map(Ok::<_, io::Error>));
                 Ok::<_, io::Error>((after > next).then_some((items, after)))
