@@ -63,20 +63,32 @@ impl Cgroup {
     /// What the kernel says.
     pub fn create(&self) -> Result<(), SandboxError> {
         for hierarchy in &self.hierarchies {
-            let mut dir = hierarchy.base.clone();
-            for part in self.path.components() {
-                if hierarchy.version == Version::V2 {
-                    enable_controllers(&dir);
+            // Somebody may remove an empty parent between two steps.
+            let mut tries = 0;
+            loop {
+                match self.create_in(hierarchy) {
+                    Err(e) if e.source.kind() == io::ErrorKind::NotFound && tries < 10 => tries += 1,
+                    other => break other?,
                 }
-                dir.push(part);
-                match fs::create_dir(&dir) {
-                    Ok(()) => {}
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(e) => return Err(SandboxError::new("make cgroup", dir.display(), e)),
-                }
-                if hierarchy.has("cpuset") && hierarchy.version == Version::V1 {
-                    inherit_cpuset(&dir)?;
-                }
+            }
+        }
+        Ok(())
+    }
+
+    fn create_in(&self, hierarchy: &Hierarchy) -> Result<(), SandboxError> {
+        let mut dir = hierarchy.base.clone();
+        for part in self.path.components() {
+            if hierarchy.version == Version::V2 {
+                enable_controllers(&dir);
+            }
+            dir.push(part);
+            match fs::create_dir(&dir) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(SandboxError::new("make cgroup", dir.display(), e)),
+            }
+            if hierarchy.has("cpuset") && hierarchy.version == Version::V1 {
+                inherit_cpuset(&dir)?;
             }
         }
         Ok(())
