@@ -237,3 +237,35 @@ async fn members_are_added_and_removed_safely() {
     assert!(error.is_err(), "no majority would be left");
     cluster.isolate(other, false);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_lost_its_disk_elects_nobody_who_lacks_acknowledged_writes() {
+    let mut cluster = Cluster::new(3, calm()).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let (behind, wiped) = (rest[0], rest[1]);
+    cluster.stop(behind).await;
+    within("a write", SOON, cluster.node(leader).propose(put("precious", "v"))).await.unwrap();
+    // The write is on the leader's and on the other one's disk. Now that disk is lost, and the
+    // leader is away for a while: the two that answer know nothing of it.
+    cluster.stop(wiped).await;
+    cluster.stop(leader).await;
+    cluster.wipe(wiped);
+    cluster.start(wiped).await;
+    cluster.start(behind).await;
+    let patience = tokio::time::Instant::now() + Duration::from_secs(6);
+    while tokio::time::Instant::now() < patience {
+        for id in [behind, wiped] {
+            assert!(!cluster.node(id).leadership().borrow().is_leader, "{id} leads without the write");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.start(leader).await;
+    for id in 1..=3 {
+        within("it reads", SOON * 2, cluster.node(id).read_barrier()).await.unwrap();
+        assert!(cluster.node(id).store().get(&key("precious")).is_some(), "on {id}");
+    }
+    // Caught up, the wiped one votes again.
+    cluster.stop(leader).await;
+    cluster.leader(&rest).await;
+}

@@ -154,6 +154,7 @@ pub async fn start(
         Ok(opened) => opened,
         Err(source) => return Err(data(source)),
     };
+    let blank = log.is_blank();
     let machine = Machine::new(store.clone(), snapshots.clone());
     let applied = machine.applied();
     let peers = Peers::new(dialer);
@@ -205,7 +206,7 @@ pub async fn start(
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
     }
-    let services = PeerServices::new(raft, snapshots, inner.clone());
+    let services = PeerServices::new(raft, snapshots, inner.clone(), blank);
     Ok((
         Consensus {
             inner,

@@ -3,10 +3,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, StreamExt};
 use openraft::Snapshot;
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest, VoteResponse};
 use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::peer::leader_server::{Leader, LeaderServer};
 use trellis_proto::peer::raft_server::{Raft, RaftServer};
@@ -33,9 +35,20 @@ pub struct PeerServices {
 }
 
 impl PeerServices {
-    pub(super) fn new(raft: RaftHandle, snapshots: Arc<Snapshots>, inner: Arc<Inner>) -> Self {
+    pub(super) fn new(
+        raft: RaftHandle,
+        snapshots: Arc<Snapshots>,
+        inner: Arc<Inner>,
+        blank: bool,
+    ) -> Self {
+        let blank = Arc::new(AtomicBool::new(blank));
+        let service = RaftService {
+            raft,
+            snapshots,
+            blank,
+        };
         Self {
-            raft: RaftServer::new(RaftService { raft, snapshots })
+            raft: RaftServer::new(service)
                 .max_decoding_message_size(wire::MAX_MESSAGE)
                 .max_encoding_message_size(wire::MAX_MESSAGE),
             leader: LeaderServer::new(LeaderService { inner })
@@ -50,6 +63,10 @@ impl PeerServices {
 pub struct RaftService {
     raft: RaftHandle,
     snapshots: Arc<Snapshots>,
+    /// It started with an empty folder and has not caught up yet. It may be a voter that lost
+    /// its disk, and with it what it promised: its vote could make a leader of a member that
+    /// lacks acknowledged writes, so it gives none.
+    blank: Arc<AtomicBool>,
 }
 
 type Replies = Pin<Box<dyn Stream<Item = Result<RaftMessage, Status>> + Send>>;
@@ -75,6 +92,9 @@ impl Raft for RaftService {
 
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let request: VoteRequest<TypeConfig> = wire::decode(&request.into_inner().payload)?;
+        if let Some(refusal) = self.refuse_blank() {
+            return wire::message(&refusal).map(Response::new);
+        }
         let reply = self.raft.vote(request).await.map_err(stopped)?;
         wire::message(&reply).map(Response::new)
     }
@@ -84,6 +104,9 @@ impl Raft for RaftService {
         request: Request<RaftMessage>,
     ) -> Result<Response<RaftMessage>, Status> {
         let request: VoteRequest<TypeConfig> = wire::decode(&request.into_inner().payload)?;
+        if let Some(refusal) = self.refuse_blank() {
+            return wire::message(&refusal).map(Response::new);
+        }
         let reply = self.raft.pre_vote(request).await.map_err(stopped)?;
         wire::message(&reply).map(Response::new)
     }
@@ -131,6 +154,22 @@ fn disk(e: std::io::Error) -> Status {
 }
 
 impl RaftService {
+    /// No vote while blank. It ends when all is applied that a leader has called committed.
+    fn refuse_blank(&self) -> Option<VoteResponse<TypeConfig>> {
+        if !self.blank.load(Ordering::Relaxed) {
+            return None;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.cluster_committed.is_some() && metrics.last_applied >= metrics.cluster_committed
+        {
+            self.blank.store(false, Ordering::Relaxed);
+            return None;
+        }
+        tracing::info!("no vote from here: this member began empty and has not caught up yet");
+        Some(VoteResponse::new(metrics.vote, metrics.last_applied, false))
+    }
+
     async fn receive(&self, mut chunks: Streaming<RaftMessage>) -> Result<Draft, Status> {
         let mut draft = self.snapshots.draft().map_err(disk)?;
         while let Some(chunk) = chunks.message().await? {

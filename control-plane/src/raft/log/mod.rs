@@ -76,6 +76,12 @@ impl LogStore {
         lock(&self.memory).disk_bytes()
     }
 
+    /// Nothing was ever written to it.
+    pub fn is_blank(&self) -> bool {
+        let memory = lock(&self.memory);
+        memory.vote.is_none() && memory.last_log_id().is_none()
+    }
+
     async fn send(&self, job: Job) -> io::Result<()> {
         let stopped = |_| io::Error::other("the log's writer has stopped");
         self.jobs.send(job).await.map_err(stopped)
