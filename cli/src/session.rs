@@ -1,0 +1,321 @@
+//! A connection to the cluster of a context, and the calls that verbs make, with objects as JSON.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tonic::{Code, Status};
+use trellis_model::Kind;
+use trellis_proto::api::resources_client::ResourcesClient;
+use trellis_proto::api::{
+    self, ApplyOutcome, ApplyRequest, CreateRequest, DeleteRequest, EventType, GetRequest, ListRequest, PatchRequest,
+    WatchRequest,
+};
+use trellis_proto::client::{Chan, Connection, Contexts, MESSAGE_LIMIT_BYTES, request_id};
+
+use crate::cli::Global;
+use crate::error::CliError;
+
+/// Objects per page of a list.
+const PAGE: u32 = 500;
+/// A watch that has said nothing for so long, bookmarks included, is taken up elsewhere.
+const WATCH_SILENCE: Duration = Duration::from_secs(15);
+/// A watch that cannot be taken up again within this time ends.
+const WATCH_RETRY: Duration = Duration::from_secs(30);
+
+/// Which objects of a kind.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// None: all namespaces.
+    pub namespace: Option<String>,
+    /// One object only.
+    pub name: Option<String>,
+    /// kubectl's syntax; empty: all.
+    pub labels: String,
+    /// kubectl's syntax; empty: all.
+    pub fields: String,
+}
+
+/// A change that a watch tells.
+#[derive(Debug)]
+pub struct Change {
+    /// What happened.
+    pub event: EventType,
+    /// The object, Null for a bookmark.
+    pub object: Value,
+}
+
+/// The cluster of a context.
+#[derive(Clone)]
+pub struct Session {
+    /// The connection.
+    pub conn: Connection,
+    /// The namespace of calls that name none.
+    pub namespace: String,
+    /// Whether the namespace was asked for with -n.
+    pub namespace_given: bool,
+}
+
+fn client(chan: Chan) -> ResourcesClient<Chan> {
+    ResourcesClient::new(chan)
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES)
+}
+
+/// The identity of an object on the wire.
+pub fn key(kind: Kind, namespace: Option<&str>, name: &str) -> api::ObjectKey {
+    api::ObjectKey {
+        group: kind.group().to_owned(),
+        kind: kind.name().to_owned(),
+        namespace: if kind.namespaced() { namespace.unwrap_or_default().to_owned() } else { String::new() },
+        name: name.to_owned(),
+    }
+}
+
+fn decode(object: Option<api::Object>) -> Result<Value, CliError> {
+    let object = object.ok_or_else(|| Status::internal("the reply holds no object"))?;
+    serde_json::from_slice(&object.json)
+        .map_err(|e| Status::internal(format!("the reply's object is not JSON: {e}")).into())
+}
+
+fn warn(warnings: &[String]) {
+    for w in warnings {
+        eprintln!("Warning: {w}");
+    }
+}
+
+impl Session {
+    /// Opens the context that the arguments name.
+    pub fn open(global: &Global) -> Result<Session, CliError> {
+        let path = global.config.clone().unwrap_or_else(Contexts::default_path);
+        let contexts = Contexts::load(&path)?;
+        let (name, context) = contexts.pick(global.context.as_deref(), &path)?;
+        Ok(Session {
+            conn: context.connect(name)?,
+            namespace: global.namespace.clone().unwrap_or_else(|| context.namespace.clone()),
+            namespace_given: global.namespace.is_some(),
+        })
+    }
+
+    /// One object.
+    pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Value, CliError> {
+        let request = GetRequest { key: Some(key(kind, Some(namespace), name)), consistency: 0 };
+        let reply = self
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { client(c).get(request).await }
+            })
+            .await?;
+        decode(reply.into_inner().object)
+    }
+
+    /// All objects of the query, and the revision that they are a snapshot of.
+    pub async fn list(&self, kind: Kind, query: &Query) -> Result<(Vec<Value>, u64), CliError> {
+        let mut items = Vec::new();
+        let mut token = String::new();
+        loop {
+            let request = ListRequest {
+                key: Some(key(kind, query.namespace.as_deref(), "")),
+                label_selector: query.labels.clone(),
+                field_selector: query.fields.clone(),
+                limit: PAGE,
+                continue_token: token.clone(),
+                ..Default::default()
+            };
+            let reply = self
+                .conn
+                .call(|c| {
+                    let request = request.clone();
+                    async move { client(c).list(request).await }
+                })
+                .await?
+                .into_inner();
+            for object in reply.items {
+                items.push(decode(Some(object))?);
+            }
+            if reply.continue_token.is_empty() {
+                return Ok((items, reply.revision));
+            }
+            token = reply.continue_token;
+        }
+    }
+
+    /// Creates an object; prints warnings.
+    pub async fn create(&self, kind: Kind, object: &Value, dry_run: bool) -> Result<Value, CliError> {
+        let (namespace, name) = identity(object);
+        let request = CreateRequest {
+            key: Some(key(kind, Some(namespace), name)),
+            json: object.to_string().into(),
+            request_id: request_id(),
+            dry_run,
+        };
+        let reply = self
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { client(c).create(request).await }
+            })
+            .await?
+            .into_inner();
+        warn(&reply.warnings);
+        decode(reply.object)
+    }
+
+    /// Applies a manifest; prints warnings.
+    pub async fn apply(&self, kind: Kind, object: &Value, dry_run: bool) -> Result<(Value, ApplyOutcome), CliError> {
+        let (namespace, name) = identity(object);
+        let request = ApplyRequest {
+            key: Some(key(kind, Some(namespace), name)),
+            json: object.to_string().into(),
+            request_id: request_id(),
+            dry_run,
+        };
+        let reply = self
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { client(c).apply(request).await }
+            })
+            .await?
+            .into_inner();
+        warn(&reply.warnings);
+        let outcome = reply.outcome();
+        Ok((decode(reply.object)?, outcome))
+    }
+
+    /// Merges a JSON merge patch into an object; prints warnings.
+    pub async fn patch(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+        dry_run: bool,
+    ) -> Result<Value, CliError> {
+        let request = PatchRequest {
+            key: Some(key(kind, Some(namespace), name)),
+            merge_patch: patch.to_string().into(),
+            subresource: String::new(),
+            request_id: request_id(),
+            dry_run,
+        };
+        let reply = self
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { client(c).patch(request).await }
+            })
+            .await?
+            .into_inner();
+        warn(&reply.warnings);
+        decode(reply.object)
+    }
+
+    /// Deletes an object. Answers whether it is gone already, and its uid.
+    pub async fn delete(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        how: &Deletion,
+    ) -> Result<(bool, String), CliError> {
+        let request = DeleteRequest {
+            key: Some(key(kind, Some(namespace), name)),
+            grace_period_seconds: how.grace_period_seconds,
+            uid: how.uid.clone(),
+            request_id: request_id(),
+            dry_run: how.dry_run,
+            orphan: how.orphan,
+            ..Default::default()
+        };
+        let reply = self
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { client(c).delete(request).await }
+            })
+            .await?
+            .into_inner();
+        let object = decode(reply.object)?;
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        Ok((reply.removed, uid))
+    }
+
+    /// Follows changes after `revision`, over members that die, until `each` answers false.
+    pub async fn watch(
+        &self,
+        kind: Kind,
+        query: &Query,
+        revision: u64,
+        mut each: impl FnMut(Change) -> Result<bool, CliError>,
+    ) -> Result<(), CliError> {
+        let mut revision = revision;
+        let mut silent_since = tokio::time::Instant::now();
+        loop {
+            let request = WatchRequest {
+                key: Some(key(kind, query.namespace.as_deref(), query.name.as_deref().unwrap_or_default())),
+                label_selector: query.labels.clone(),
+                field_selector: query.fields.clone(),
+                from_revision: revision,
+                projection: 0,
+            };
+            let opened = self
+                .conn
+                .call(|c| {
+                    let request = request.clone();
+                    async move { client(c).watch(request).await }
+                })
+                .await;
+            let mut stream = opened?.into_inner();
+            let broken = loop {
+                match tokio::time::timeout(WATCH_SILENCE, stream.message()).await {
+                    Ok(Ok(Some(event))) => {
+                        silent_since = tokio::time::Instant::now();
+                        revision = revision.max(event.revision);
+                        let kind = event.r#type();
+                        let object = match event.object {
+                            Some(o) => decode(Some(o))?,
+                            None => Value::Null,
+                        };
+                        if !each(Change { event: kind, object })? {
+                            return Ok(());
+                        }
+                    }
+                    Ok(Ok(None)) => break Status::unavailable("the watch ended"),
+                    Ok(Err(s)) if trellis_proto::status::retryable(&s) => break s,
+                    Ok(Err(s)) => return Err(s.into()),
+                    Err(_) => break Status::unavailable("the watch is silent"),
+                }
+            };
+            if silent_since.elapsed() > WATCH_RETRY || broken.code() == Code::OutOfRange {
+                return Err(broken.into());
+            }
+            self.conn.next_endpoint();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The namespace for calls about `kind`: None where it has none.
+    pub fn namespace_for(&self, kind: Kind, all: bool) -> Option<String> {
+        (kind.namespaced() && !all).then(|| self.namespace.clone())
+    }
+}
+
+/// How to delete.
+#[derive(Clone, Debug, Default)]
+pub struct Deletion {
+    /// None: the object's own.
+    pub grace_period_seconds: Option<i64>,
+    /// Only this very object; empty: whichever has the name.
+    pub uid: String,
+    /// Leave dependents.
+    pub orphan: bool,
+    /// Only try.
+    pub dry_run: bool,
+}
+
+/// Namespace and name of an object.
+pub fn identity(object: &Value) -> (&str, &str) {
+    let text = |f: &str| object["metadata"][f].as_str().unwrap_or_default();
+    (text("namespace"), text("name"))
+}

@@ -1,0 +1,138 @@
+//! `config`: contexts.
+
+use serde_json::json;
+use trellis_proto::client::Contexts;
+
+use crate::cli::Global;
+use crate::error::CliError;
+use crate::output::{self, Format, table};
+use crate::yaml;
+
+pub const EXAMPLES: &str = "Examples:
+  trellis config get-contexts
+  trellis config use-context lab-x
+  trellis config set-context --current --namespace=staging
+  trellis config view";
+
+/// Arguments of `config`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Action {
+    /// List the contexts
+    GetContexts {
+        /// json, yaml or name
+        #[arg(short, long, value_enum)]
+        output: Option<Format>,
+    },
+    /// Print the current context's name
+    CurrentContext,
+    /// Make a context the current one
+    UseContext {
+        /// Its name
+        name: String,
+    },
+    /// Change a context's namespace or endpoints
+    SetContext {
+        /// Its name
+        #[arg(required_unless_present = "current")]
+        name: Option<String>,
+        /// The current one
+        #[arg(long, conflicts_with = "name")]
+        current: bool,
+        /// Replace the endpoints: https://IP:PORT or unix:///PATH (repeatable)
+        #[arg(long, value_name = "URL")]
+        endpoint: Vec<String>,
+    },
+    /// Forget a context
+    DeleteContext {
+        /// Its name
+        name: String,
+    },
+    /// Print the whole file, keys left out
+    View {
+        /// With keys and certificates
+        #[arg(long)]
+        raw: bool,
+        /// json or yaml
+        #[arg(short, long, value_enum)]
+        output: Option<Format>,
+    },
+}
+
+/// Does what was asked.
+pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
+    let path = global.config.clone().unwrap_or_else(Contexts::default_path);
+    let mut all = Contexts::load(&path)?;
+    match args.action {
+        Action::GetContexts { output } => list(&all, output),
+        Action::CurrentContext => {
+            if all.current.is_empty() {
+                return Err(CliError::Local("current-context is not set".into()));
+            }
+            output::print(&format!("{}\n", all.current))
+        }
+        Action::UseContext { name } => {
+            all.pick(Some(&name), &path)?;
+            all.current.clone_from(&name);
+            all.store(&path)?;
+            output::print(&format!("Switched to context {name:?}.\n"))
+        }
+        Action::SetContext { name, endpoint, .. } => {
+            let name = all.pick(name.as_deref(), &path)?.0.to_owned();
+            if let Some(c) = all.contexts.get_mut(&name) {
+                if let Some(ns) = &global.namespace {
+                    c.namespace.clone_from(ns);
+                }
+                if !endpoint.is_empty() {
+                    c.endpoints = endpoint;
+                }
+            }
+            all.store(&path)?;
+            output::print(&format!("Context {name:?} modified.\n"))
+        }
+        Action::DeleteContext { name } => {
+            all.pick(Some(&name), &path)?;
+            all.contexts.remove(&name);
+            if all.current == name {
+                all.current.clear();
+            }
+            all.store(&path)?;
+            output::print(&format!("deleted context {name} from {}\n", path.display()))
+        }
+        Action::View { raw, output } => {
+            let mut value = serde_json::to_value(&all).map_err(CliError::local)?;
+            if !raw {
+                for c in value["contexts"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+                    c["key"] = json!("REDACTED");
+                    c["certificate"] = json!("DATA+OMITTED");
+                    c["ca"] = json!("DATA+OMITTED");
+                }
+            }
+            output::print(&match output {
+                Some(Format::Json) => output::json_text(&value),
+                _ => yaml::write(&value),
+            })
+        }
+    }
+}
+
+fn list(all: &Contexts, format: Option<Format>) -> Result<(), CliError> {
+    if format == Some(Format::Name) {
+        let names: String = all.contexts.keys().map(|n| format!("{n}\n")).collect();
+        return output::print(&names);
+    }
+    let rows: Vec<Vec<String>> = all
+        .contexts
+        .iter()
+        .map(|(n, c)| {
+            let current = if *n == all.current { "*" } else { "" };
+            vec![current.to_owned(), n.clone(), c.endpoints.join(","), c.namespace.clone()]
+        })
+        .collect();
+    output::print(&table::render(["CURRENT", "NAME", "ENDPOINTS", "NAMESPACE"], &rows))
+}

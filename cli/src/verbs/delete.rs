@@ -1,0 +1,186 @@
+//! `delete`: objects by name, selector or manifest.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use trellis_model::Kind;
+
+use super::{DryRun, Failures};
+use crate::cli::Global;
+use crate::error::CliError;
+use crate::manifest::{self, Source, Validate};
+use crate::output;
+use crate::session::{Deletion, Query, Session, identity};
+use crate::target;
+
+pub const EXAMPLES: &str = "Examples:
+  trellis delete pod web-1
+  trellis delete deploy/web
+  trellis delete -f web.yaml --ignore-not-found
+  trellis delete pods -l app=web --grace-period=1";
+
+/// How often to look whether an object is gone.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Arguments of `delete`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// TYPE NAME… or TYPE/NAME…
+    #[arg(value_name = "RESOURCE")]
+    resources: Vec<String>,
+    #[command(flatten)]
+    source: Source,
+    /// Labels of the objects
+    #[arg(short = 'l', long, default_value = "", hide_default_value = true)]
+    selector: String,
+    /// All objects of the type in the namespace
+    #[arg(long)]
+    all: bool,
+    /// Seconds that Pods may take to end
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    grace_period: Option<i64>,
+    /// End now: a grace period of 1
+    #[arg(long, conflicts_with = "grace_period")]
+    now: bool,
+    /// With --grace-period=0: do not wait for the node to confirm
+    #[arg(long)]
+    force: bool,
+    /// Wait until the objects are gone
+    #[arg(long, default_value = "true", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    wait: bool,
+    /// How long to wait; 0: without end
+    #[arg(long, value_parser = output::columns::seconds, default_value = "0")]
+    timeout: u64,
+    /// A missing object is no error
+    #[arg(long)]
+    ignore_not_found: bool,
+    /// What becomes of dependents: background or orphan
+    #[arg(long, default_value = "background", value_parser = ["background", "orphan"])]
+    cascade: String,
+    /// Only let the server check
+    #[arg(long, value_enum, default_value = "none")]
+    dry_run: DryRun,
+}
+
+/// Deletes, and waits until they are gone.
+pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
+    let session = Session::open(global)?;
+    let how = deletion(&args)?;
+    let victims = victims(&session, &args).await?;
+    if victims.is_empty() {
+        eprintln!("No resources found");
+        return Ok(());
+    }
+    let mut failures = Failures::new();
+    let mut leaving = Vec::new();
+    for (kind, namespace, name) in victims {
+        match session.delete(kind, &namespace, &name, &how).await {
+            Ok((removed, uid)) => {
+                let from = match kind.namespaced() {
+                    true => format!(" from {namespace} namespace"),
+                    false => String::new(),
+                };
+                let forced = if args.force { " force" } else { "" };
+                output::print(&format!(
+                    "{} {name:?}{forced} deleted{from}{}\n",
+                    kind.qualified_singular(),
+                    args.dry_run.suffix()
+                ))?;
+                if !removed && !args.dry_run.is_on() {
+                    leaving.push((kind, namespace, name, uid));
+                }
+            }
+            Err(e) if args.ignore_not_found && e.is_not_found() => {}
+            Err(e) => failures.add(&e),
+        }
+    }
+    if args.wait && !args.force {
+        let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
+        for (kind, namespace, name, uid) in leaving {
+            gone(&session, kind, &namespace, &name, &uid, deadline).await?;
+        }
+    }
+    failures.end()
+}
+
+fn deletion(args: &Args) -> Result<Deletion, CliError> {
+    let grace = match (args.now, args.force, args.grace_period) {
+        (true, ..) => Some(1),
+        (_, true, None) => Some(0),
+        (_, false, Some(0)) => {
+            return Err(CliError::Usage(
+                "--grace-period=0 needs --force: the Pod may still run on its node; --grace-period=1 ends it at once and waits"
+                    .into(),
+            ));
+        }
+        (_, _, g) => g.filter(|g| *g >= 0),
+    };
+    if args.force {
+        eprintln!(
+            "Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource may continue to run on the cluster indefinitely."
+        );
+    }
+    Ok(Deletion {
+        grace_period_seconds: grace,
+        orphan: args.cascade == "orphan",
+        dry_run: args.dry_run.is_on(),
+        uid: String::new(),
+    })
+}
+
+async fn victims(session: &Session, args: &Args) -> Result<Vec<(Kind, String, String)>, CliError> {
+    let id = |kind: Kind, o: &Value| {
+        let (ns, name) = identity(o);
+        (kind, ns.to_owned(), name.to_owned())
+    };
+    if !args.source.filename.is_empty() {
+        let manifests = manifest::load(&args.source, session, Validate::Ignore)?;
+        return Ok(manifests.iter().map(|m| id(m.kind, &m.object)).collect());
+    }
+    let mut out = Vec::new();
+    for t in target::parse(&args.resources)? {
+        match t.name {
+            Some(name) => out.push((t.kind, session.namespace.clone(), name)),
+            None if args.all || !args.selector.is_empty() => {
+                let query = Query {
+                    namespace: session.namespace_for(t.kind, false),
+                    labels: args.selector.clone(),
+                    ..Default::default()
+                };
+                let (items, _) = session.list(t.kind, &query).await?;
+                out.extend(items.iter().map(|o| id(t.kind, o)));
+            }
+            None => {
+                return Err(CliError::Usage(
+                    "resource(s) were provided, but no name was specified: name them, or use -l or --all".into(),
+                ));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Waits until that very object is there no more.
+pub async fn gone(
+    session: &Session,
+    kind: Kind,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    deadline: Option<Instant>,
+) -> Result<(), CliError> {
+    loop {
+        match session.get(kind, namespace, name).await {
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+            Ok(o) if o["metadata"]["uid"].as_str().is_some_and(|u| u != uid) => return Ok(()),
+            Ok(_) => {}
+        }
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            let what = format!("{}/{name}", kind.qualified_singular());
+            return Err(CliError::Timeout(format!("waiting for {what} to be gone")));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -1,0 +1,258 @@
+//! `image`: images on nodes, without a registry.
+
+use std::io::Read;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use trellis_model::Kind;
+use trellis_proto::api::{Image, ImportRequest, ListImagesRequest, images_client::ImagesClient};
+
+use super::Failures;
+use crate::cli::Global;
+use crate::error::CliError;
+use crate::output::{self, Format, table};
+use crate::session::{Query, Session, identity};
+use crate::yaml;
+
+pub const EXAMPLES: &str = "Examples:
+  trellis image import app.tar --all-nodes
+  docker save app:1 | trellis image import - --node n1
+  trellis image list --node n1";
+
+/// Pieces of a file on their way.
+const QUEUE: usize = 4;
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Arguments of `image`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Action {
+    /// Bring an OCI or docker archive (tar, plain or gzip) onto nodes
+    Import {
+        /// The archive; - is stdin
+        file: String,
+        /// A node (repeatable)
+        #[arg(long, required_unless_present = "all_nodes")]
+        node: Vec<String>,
+        /// Every node
+        #[arg(long, conflicts_with = "node")]
+        all_nodes: bool,
+    },
+    /// List the images of nodes
+    List {
+        /// A node (repeatable); all when left out
+        #[arg(long)]
+        node: Vec<String>,
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<Format>,
+    },
+}
+
+/// Imports or lists.
+pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
+    let session = Session::open(global)?;
+    match args.action {
+        Action::Import { file, node, all_nodes } => {
+            let nodes = if all_nodes { node_names(&session).await? } else { node };
+            import(&session, &file, nodes).await
+        }
+        Action::List { node, output } => {
+            let nodes = if node.is_empty() { node_names(&session).await? } else { node };
+            list(&session, nodes, output).await
+        }
+    }
+}
+
+async fn node_names(session: &Session) -> Result<Vec<String>, CliError> {
+    let (nodes, _) = session.list(Kind::Node, &Query::default()).await?;
+    if nodes.is_empty() {
+        return Err(CliError::Local("the cluster has no nodes yet".into()));
+    }
+    Ok(nodes.iter().map(|n| identity(n).1.to_owned()).collect())
+}
+
+async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(), CliError> {
+    if file == "-" && nodes.len() > 1 {
+        return Err(CliError::Usage("stdin can be read once: name one --node, or give a file".into()));
+    }
+    let mut tasks = JoinSet::new();
+    for node in nodes {
+        let (session, file) = (session.clone(), file.to_owned());
+        tasks.spawn(async move {
+            let result = import_to(&session, &file, &node).await;
+            (node, result)
+        });
+    }
+    let mut failures = Failures::new();
+    while let Some(done) = tasks.join_next().await {
+        match done.map_err(CliError::local)? {
+            (node, Ok(images)) => {
+                for i in images {
+                    let name = if i.names.is_empty() { i.id.clone() } else { i.names.join(", ") };
+                    output::print(&format!("{name} imported to node {node}\n"))?;
+                }
+            }
+            (node, Err(e)) => {
+                eprintln!("node {node}:");
+                failures.add(&e);
+            }
+        }
+    }
+    failures.end()
+}
+
+async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Image>, CliError> {
+    let input: Box<dyn Read + Send> = match file {
+        "-" => Box::new(std::io::stdin()),
+        path => {
+            let opened = std::fs::File::open(path);
+            Box::new(opened.map_err(|e| CliError::Local(format!("{path}: {e}")))?)
+        }
+    };
+    let (tx, rx) = mpsc::channel(QUEUE);
+    let first = ImportRequest { node: node.to_owned(), ..Default::default() };
+    tx.send(first).await.map_err(CliError::local)?;
+    let origin = file.to_owned();
+    let reader = tokio::task::spawn_blocking(move || {
+        pump(input, &tx).map_err(|e| CliError::Local(format!("{origin}: {e}")))
+    });
+    let reply = session.conn.images().import(ReceiverStream::new(rx)).await;
+    match reply {
+        Ok(r) => {
+            reader.await.map_err(CliError::local)??;
+            Ok(r.into_inner().images)
+        }
+        Err(s) => Err(s.into()),
+    }
+}
+
+fn pump(mut input: Box<dyn Read + Send>, tx: &mpsc::Sender<ImportRequest>) -> std::io::Result<()> {
+    loop {
+        let mut data = vec![0; CHUNK_BYTES];
+        let n = input.read(&mut data)?;
+        if n == 0 {
+            return Ok(());
+        }
+        data.truncate(n);
+        let piece = ImportRequest { node: String::new(), data: data.into() };
+        if tx.blocking_send(piece).is_err() {
+            // The server has answered already.
+            return Ok(());
+        }
+    }
+}
+
+async fn list(session: &Session, nodes: Vec<String>, format: Option<Format>) -> Result<(), CliError> {
+    let mut failures = Failures::new();
+    let mut images = Vec::new();
+    for node in nodes {
+        let request = ListImagesRequest { node: node.clone() };
+        let reply = session
+            .conn
+            .call(|c| {
+                let request = request.clone();
+                async move { ImagesClient::new(c).list(request).await }
+            })
+            .await;
+        match reply {
+            Ok(r) => images.extend(r.into_inner().images.into_iter().map(|mut i| {
+                if i.node.is_empty() {
+                    i.node.clone_from(&node);
+                }
+                i
+            })),
+            Err(e) => {
+                eprintln!("node {node}:");
+                failures.add(&e.into());
+            }
+        }
+    }
+    images.sort_by(|a, b| (&a.node, &a.names).cmp(&(&b.node, &b.names)));
+    output::print(&shown(&images, format))?;
+    failures.end()
+}
+
+fn shown(images: &[Image], format: Option<Format>) -> String {
+    let values = || {
+        let items: Vec<_> = images
+            .iter()
+            .map(|i| json!({"node": i.node, "names": i.names, "id": i.id, "digest": i.digest, "sizeBytes": i.size_bytes}))
+            .collect();
+        json!({"images": items})
+    };
+    match format {
+        Some(Format::Json) => output::json_text(&values()),
+        Some(Format::Yaml) => yaml::write(&values()),
+        Some(Format::Name) => images.iter().flat_map(|i| i.names.iter().map(|n| format!("{n}\n"))).collect(),
+        _ => {
+            let wide = format == Some(Format::Wide);
+            let rows: Vec<Vec<String>> = images
+                .iter()
+                .map(|i| {
+                    let names = if i.names.is_empty() { "<none>".to_owned() } else { i.names.join(",") };
+                    let id = if wide { i.id.clone() } else { short(&i.id) };
+                    let mut row = vec![i.node.clone(), names, id, size(i.size_bytes)];
+                    if wide {
+                        row.push(i.digest.clone());
+                    }
+                    row
+                })
+                .collect();
+            let mut headers = vec!["NODE", "IMAGE", "ID", "SIZE"];
+            if wide {
+                headers.push("DIGEST");
+            }
+            table::render(headers, &rows)
+        }
+    }
+}
+
+fn short(id: &str) -> String {
+    id.strip_prefix("sha256:").unwrap_or(id).chars().take(12).collect()
+}
+
+/// Decimal units with one digit, as container tools show sizes.
+fn size(bytes: u64) -> String {
+    let mut tenths = u128::from(bytes) * 10;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if tenths < 10_000 {
+            return match unit {
+                "B" => format!("{bytes}B"),
+                u => format!("{}.{}{u}", tenths / 10, tenths % 10),
+            };
+        }
+        tenths /= 1000;
+    }
+    format!("{}.{}TB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact() {
+        let image = Image {
+            node: "n1".into(),
+            names: vec!["docker.io/library/nginx:1.27".into()],
+            id: "sha256:0123456789abcdef".into(),
+            digest: "sha256:ff".into(),
+            size_bytes: 12_345_678,
+        };
+        assert_eq!(
+            shown(std::slice::from_ref(&image), None),
+            "NODE   IMAGE                          ID             SIZE\n\
+             n1     docker.io/library/nginx:1.27   0123456789ab   12.3MB\n"
+        );
+        assert_eq!(shown(&[image], Some(Format::Name)), "docker.io/library/nginx:1.27\n");
+        assert_eq!((size(999), size(1000), size(2_500_000_000)), ("999B".into(), "1.0kB".into(), "2.5GB".into()));
+    }
+}

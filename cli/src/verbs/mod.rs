@@ -1,0 +1,134 @@
+//! One verb per file: its arguments, its examples, and what it does.
+
+pub mod api_resources;
+pub mod apply;
+pub mod cluster;
+pub mod completion;
+pub mod config;
+pub mod cordon;
+pub mod create;
+pub mod delete;
+pub mod describe;
+pub mod drain;
+pub mod events;
+pub mod exec;
+pub mod get;
+pub mod image;
+pub mod label;
+pub mod logs;
+pub mod port_forward;
+pub mod rollout;
+pub mod scale;
+pub mod taint;
+pub mod version;
+pub mod wait;
+
+use serde_json::Value;
+use trellis_model::Kind;
+
+use crate::error::CliError;
+use crate::session::{Query, Session, identity};
+use crate::target::Target;
+
+/// Objects that the targets and the selector mean.
+async fn select(
+    session: &Session,
+    targets: &[Target],
+    labels: &str,
+    fields: &str,
+) -> Result<Vec<(Kind, Value)>, CliError> {
+    let mut out = Vec::new();
+    for t in targets {
+        match &t.name {
+            Some(name) => out.push((t.kind, session.get(t.kind, &session.namespace, name).await?)),
+            None => {
+                let query = Query {
+                    namespace: session.namespace_for(t.kind, false),
+                    labels: labels.to_owned(),
+                    fields: fields.to_owned(),
+                    name: None,
+                };
+                let (items, _) = session.list(t.kind, &query).await?;
+                out.extend(items.into_iter().map(|o| (t.kind, o)));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The running Pod that a Pod's, Deployment's or ReplicaSet's name means: of several the first
+/// that is ready.
+async fn pod_of(session: &Session, kind: Kind, name: &str) -> Result<Value, CliError> {
+    let object = session.get(kind, &session.namespace, name).await?;
+    if kind == Kind::Pod {
+        return Ok(object);
+    }
+    if !matches!(kind, Kind::Deployment | Kind::ReplicaSet) {
+        return Err(CliError::Usage(format!("a {kind} has no Pods: name a pod, deployment or replicaset")));
+    }
+    let labels = crate::output::columns::selector(&object["spec"]["selector"]);
+    let namespace = Some(identity(&object).0.to_owned());
+    let query = Query { namespace, labels, ..Default::default() };
+    let (pods, _) = session.list(Kind::Pod, &query).await?;
+    let ready = |p: &&Value| condition(p, "Ready").is_some_and(|c| c["status"] == "True");
+    let alive = |p: &&Value| p["metadata"]["deletionTimestamp"].is_null();
+    let best = pods
+        .iter()
+        .filter(alive)
+        .find(ready)
+        .or_else(|| pods.iter().find(|p| p["status"]["phase"] == "Running"))
+        .or_else(|| pods.first());
+    best.cloned().ok_or_else(|| CliError::Local(format!("{} {name:?} has no Pods", kind.name())))
+}
+
+/// A condition of an object's status.
+fn condition<'o>(object: &'o Value, type_: &str) -> Option<&'o Value> {
+    let list = object["status"]["conditions"].as_array()?;
+    list.iter().find(|c| c["type"].as_str().is_some_and(|t| t.eq_ignore_ascii_case(type_)))
+}
+
+/// Tells an error and goes on; the caller ends with exit code 1 (or the error's own, for one).
+struct Failures {
+    first: Option<u8>,
+    count: usize,
+}
+
+impl Failures {
+    fn new() -> Self {
+        Failures { first: None, count: 0 }
+    }
+
+    fn add(&mut self, e: &CliError) {
+        eprintln!("{e}");
+        self.first.get_or_insert(e.exit_code());
+        self.count += 1;
+    }
+
+    fn end(self) -> Result<(), CliError> {
+        match (self.first, self.count) {
+            (None, _) => Ok(()),
+            (Some(code), 1) => Err(CliError::Exit(code)),
+            _ => Err(CliError::Exit(1)),
+        }
+    }
+}
+
+/// Only try, on the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DryRun {
+    /// Really do it
+    #[default]
+    None,
+    /// Let the server check and answer without doing it
+    Server,
+}
+
+impl DryRun {
+    fn is_on(self) -> bool {
+        self == DryRun::Server
+    }
+
+    fn suffix(self) -> &'static str {
+        if self.is_on() { " (server dry run)" } else { "" }
+    }
+}
