@@ -131,6 +131,7 @@ impl Backend for Namespaces {
             self.layout.node(&node.name).create()?;
         }
         cgroup::create(&self.cgroups)?;
+        cgroup::weigh(&self.cgroups);
         let switch = cgroup::of_node(&self.cgroups, "underlay.switch");
         cgroup::create(&switch)?;
         let holder = spawn::spawn_underlay(&self.lab_exe, &switch, &self.layout.root)?;

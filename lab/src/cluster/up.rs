@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use trellis_proto::client::ClusterContext;
+use trellis_proto::{client::ClusterContext, node_config::Role};
 
 use super::{Api, contexts};
 use crate::{
@@ -95,6 +95,9 @@ fn init(backend: &dyn Backend, node: &Node) -> Result<()> {
     let topology = backend.topology();
     let mut argv: Vec<String> = ["cluster", "init", "--name", &topology.name].map(str::to_owned).to_vec();
     argv.extend(common(topology, node));
+    if !node.roles.contains(&Role::Worker) {
+        argv.extend(["--role".to_owned(), "control-plane".to_owned()]);
+    }
     if let Some(cidr) = topology.pod_cidr {
         argv.extend(["--pod-cidr".to_owned(), cidr.to_string()]);
     }
@@ -106,10 +109,13 @@ fn join(backend: &dyn Backend, api: &Api, node: &Node) -> Result<()> {
     let token = api.token(node.is_control_plane())?;
     let mut argv: Vec<String> = ["cluster", "join", "--token", &token].map(str::to_owned).to_vec();
     for member in topology.control_planes().filter(|m| m.name != node.name) {
-        argv.extend(["--endpoint".to_owned(), format!("https://{}:{}", member.address, trellis_proto::ports::API)]);
+        argv.extend(["--server".to_owned(), format!("https://{}:{}", member.address, trellis_proto::ports::API)]);
     }
     if node.is_control_plane() {
         argv.push("--control-plane".to_owned());
+    }
+    if !node.roles.contains(&Role::Worker) {
+        argv.push("--no-worker".to_owned());
     }
     argv.extend(common(topology, node));
     trellis(backend, node, &argv)?;
@@ -128,15 +134,12 @@ fn common(topology: &Topology, node: &Node) -> Vec<String> {
     ];
     if node.is_control_plane() {
         argv.extend(["--api-unix-socket".to_owned(), NODE_API_SOCKET.to_owned()]);
-        if !node.roles.contains(&trellis_proto::node_config::Role::Worker) {
-            argv.push("--no-worker".to_owned());
-        }
     }
     for (name, value) in &node.labels {
-        argv.extend(["--label".to_owned(), format!("{name}={value}")]);
+        argv.extend(["--labels".to_owned(), format!("{name}={value}")]);
     }
     for registry in &topology.insecure_registries {
-        argv.extend(["--insecure-registry".to_owned(), registry.clone()]);
+        argv.extend(["--insecure-registries".to_owned(), registry.clone()]);
     }
     argv
 }
@@ -166,7 +169,7 @@ pub fn daemons_of(node: &Node) -> Vec<DaemonSpec> {
     if node.is_control_plane() {
         names.push("control-plane");
     }
-    if node.roles.contains(&trellis_proto::node_config::Role::Worker) {
+    if node.roles.contains(&Role::Worker) {
         names.push("node-agent");
     }
     let env: BTreeMap<String, String> =
@@ -200,12 +203,8 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 fn wait_ready(api: &Api, topology: &Topology, progress: &Progress) -> Result<()> {
-    let all: BTreeSet<&str> = topology
-        .nodes
-        .iter()
-        .filter(|n| n.roles.contains(&trellis_proto::node_config::Role::Worker))
-        .map(|n| n.name.as_str())
-        .collect();
+    let all: BTreeSet<&str> =
+        topology.nodes.iter().filter(|n| n.roles.contains(&Role::Worker)).map(|n| n.name.as_str()).collect();
     let mut told = BTreeSet::new();
     wait::until("all nodes Ready", READY_LIMIT, || {
         let ready = api.ready_nodes().map_err(|e| e.to_string())?;
