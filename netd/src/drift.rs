@@ -13,9 +13,11 @@ use crate::kernel::events::{Events, Source};
 /// Changes come in bursts: one look a burst is enough.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Watches the calling thread's network namespace on a thread of its own.
-pub fn watch(events: mpsc::Sender<Event>) -> Result<(), KernelError> {
+/// Watches the calling thread's network namespace on a thread of its own, which ends when nobody
+/// else can send events any more.
+pub fn watch(events: &mpsc::Sender<Event>) -> Result<(), KernelError> {
     let sources = [Events::open(Source::Route)?, Events::open(Source::Nftables)?];
+    let events = events.downgrade();
     std::thread::Builder::new()
         .name("drift".into())
         .spawn(move || follow(sources, &events))
@@ -23,8 +25,8 @@ pub fn watch(events: mpsc::Sender<Event>) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn follow(mut sources: [Events; 2], events: &mpsc::Sender<Event>) {
-    while !events.is_closed() {
+fn follow(mut sources: [Events; 2], events: &mpsc::WeakSender<Event>) {
+    while events.strong_count() > 0 {
         let mut polled =
             [PollFd::new(sources[0].as_fd(), PollFlags::POLLIN), PollFd::new(sources[1].as_fd(), PollFlags::POLLIN)];
         match poll(&mut polled, PollTimeout::from(1000_u16)) {
@@ -39,7 +41,7 @@ fn follow(mut sources: [Events; 2], events: &mpsc::Sender<Event>) {
         for source in &mut sources {
             source.drain();
         }
-        if events.blocking_send(Event::KernelChanged).is_err() {
+        if events.upgrade().is_none_or(|events| events.blocking_send(Event::KernelChanged).is_err()) {
             return;
         }
     }

@@ -123,7 +123,7 @@ async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
     let store = Store::open(&arguments.data_dir)?;
     let (events, queue) = mpsc::channel(engine::QUEUE);
     let (engine, outputs) = Engine::start(Config { node_name: node.node_name.clone(), advertise }, store.clone())?;
-    drift::watch(events.clone())?;
+    drift::watch(&events)?;
     std::thread::Builder::new().name("engine".into()).spawn(move || engine.run(queue))?;
 
     // The folders first: sockets of this run must not be looked for in an older one's.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnetwork::Ipv4Network;
 use trellis_model::policy::{PodPolicy, PodView, compile};
@@ -19,6 +20,8 @@ use crate::routes::{self, ActualRoutes, DesiredRoutes, Hop};
 
 /// Used until the underlay's interface is found.
 const FALLBACK_MTU: u32 = 1500;
+/// The link watcher runs at least once a second.
+const SETTLE_LIMIT: Duration = Duration::from_millis(1100);
 /// Every host's loopback interface has this index.
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -241,7 +244,28 @@ impl Engine {
         sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
         // A kernel without IPv6 has no such setting, and needs none.
         let _ = sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
-        self.rtnl.set_link(index, true, Some(self.mtu), Some(&pod.uid))
+        self.rtnl.set_link(index, true, Some(self.mtu), Some(&pod.uid))?;
+        self.settle(pod)
+    }
+
+    /// Both sides are up, but until the kernel's link watcher has run they drop what they are
+    /// given; a SYN lost so costs a second.
+    fn settle(&mut self, pod: &PodLink) -> Result<(), KernelError> {
+        let name = host_interface(&pod.uid);
+        let Some(held) = self.held.get_mut(&pod.uid) else { return Ok(()) };
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let host = self.rtnl.link(&name)?.is_some_and(|link| link.operational);
+            let inside = held.rtnl.link(POD_INTERFACE)?.is_some_and(|link| link.operational);
+            if host && inside {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(pod = pod.uid, interface = name, "the veth pair has no carrier after 1 s");
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn inside(

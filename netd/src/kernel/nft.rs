@@ -9,6 +9,7 @@ use netlink_bindings::nftables::{
     RejectTypes, VerdictCode,
 };
 use netlink_bindings::traits::{NetlinkChained, Pusher};
+use netlink_bindings::utils::push_header;
 use nix::sys::socket::SockProtocol;
 use trellis_model::policy::PortRange;
 
@@ -321,20 +322,14 @@ fn push_rule<P: Pusher>(list: PushExprListAttrs<P>, rule: &Rule) -> PushExprList
         Rule::Dispatch(direction) => {
             let list = meta_is(list, MetaKeys::Nfproto as u32, NFPROTO_IPV4);
             let list = payload(list, PayloadBase::NetworkHeader, address_offset(*direction == Direction::Egress), 4);
-            list.nested_elem()
-                .nested_data_lookup()
-                .push_set(&c(direction.map()))
-                .push_sreg(REGISTER)
-                .push_dreg(Registers::RegVerdict as u32)
-                .end_nested()
-                .end_nested()
+            lookup(list, direction.map(), true)
         }
         Rule::Allow { direction, peers, ports } => {
             let mut list = list;
             if let Some(set) = peers {
                 let offset = address_offset(*direction == Direction::Ingress);
                 list = payload(list, PayloadBase::NetworkHeader, offset, 4);
-                list = lookup(list, set);
+                list = lookup(list, set, false);
             }
             if let Some(range) = ports {
                 list = port_in(list, range);
@@ -349,7 +344,7 @@ fn own_address_in_local<P: Pusher>(list: PushExprListAttrs<P>, direction: Direct
     let list = meta_is(list, MetaKeys::Nfproto as u32, NFPROTO_IPV4);
     let offset = address_offset(direction == Direction::Egress);
     let list = payload(list, PayloadBase::NetworkHeader, offset, 4);
-    lookup(list, LOCAL)
+    lookup(list, LOCAL, false)
 }
 
 fn port_in<P: Pusher>(list: PushExprListAttrs<P>, range: &PortRange) -> PushExprListAttrs<P> {
@@ -407,8 +402,20 @@ fn compare<P: Pusher>(list: PushExprListAttrs<P>, op: CmpOps, value: &[u8]) -> P
         .end_nested()
 }
 
-fn lookup<P: Pusher>(list: PushExprListAttrs<P>, set: &str) -> PushExprListAttrs<P> {
-    list.nested_elem().nested_data_lookup().push_set(&c(set)).push_sreg(REGISTER).end_nested().end_nested()
+/// With `verdict`, what the map says of the key is carried out.
+fn lookup<P: Pusher>(list: PushExprListAttrs<P>, set: &str, verdict: bool) -> PushExprListAttrs<P> {
+    let mut expression = list.nested_elem().nested_data_lookup().push_set(&c(set));
+    // netlink-bindings 0.3.5 follows a specification that numbers these two wrongly (as 3 and 4);
+    // linux/netfilter/nf_tables.h: NFTA_LOOKUP_SREG is 2, NFTA_LOOKUP_DREG is 3.
+    let mut register = |attribute: u16, register: u32| {
+        push_header(expression.as_vec_mut(), attribute, 4);
+        expression.as_vec_mut().extend_from_slice(&register.to_be_bytes());
+    };
+    register(2, REGISTER);
+    if verdict {
+        register(3, Registers::RegVerdict as u32);
+    }
+    expression.end_nested().end_nested()
 }
 
 fn ct_state<P: Pusher>(list: PushExprListAttrs<P>, bits: u32) -> PushExprListAttrs<P> {

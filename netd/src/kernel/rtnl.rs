@@ -40,6 +40,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// ifalias
     pub alias: Option<String>,
+    /// Up, and with a carrier: the other side is up as well.
+    pub operational: bool,
 }
 
 /// An address on an interface.
@@ -213,6 +215,20 @@ impl Rtnl {
             Ok(_) => Ok(()),
             Err(source) => Err(KernelError::Refused { verb, object: object(), source }),
         }
+    }
+
+    pub(super) fn ask(
+        &mut self,
+        verb: &'static str,
+        object: &str,
+        request: RouteNetlinkMessage,
+    ) -> Result<Vec<Reply>, KernelError> {
+        let mut bytes = encode(&request, NLM_F_REQUEST | NLM_F_ACK);
+        self.socket.request(&mut bytes, false).map_err(|source| KernelError::Refused {
+            verb,
+            object: object.into(),
+            source,
+        })
     }
 
     pub(super) fn dump(&mut self, verb: &'static str, request: RouteNetlinkMessage) -> Result<Vec<Reply>, KernelError> {

@@ -2,7 +2,7 @@
 
 use netlink_packet_core::Parseable;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -30,8 +30,21 @@ impl Rtnl {
     }
 
     /// One interface, by name.
+    ///
+    /// Asking for a single one makes the kernel finish what a carrier change began (since Linux
+    /// 6.10): an interface that answers `operational` really transmits.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, KernelError> {
-        Ok(self.links()?.into_iter().find(|link| link.name == name))
+        let verb = "get interface";
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.into())];
+        let replies = match self.ask(verb, name, RouteNetlinkMessage::GetLink(request)) {
+            Err(error) if error.errno() == Some(nix::errno::Errno::ENODEV as i32) => return Ok(None),
+            other => other?,
+        };
+        let Some(reply) = replies.first() else { return Ok(None) };
+        let message = LinkMessage::parse(&reply.payload)
+            .map_err(|error| KernelError::Decode { verb, what: error.to_string() })?;
+        Ok(Some(link(&message)))
     }
 
     /// All IPv4 addresses.
@@ -95,12 +108,14 @@ fn link(message: &LinkMessage) -> Link {
         mtu: 0,
         mac: None,
         alias: None,
+        operational: false,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::Address(bytes) => found.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::OperState(state) => found.operational = *state == State::Up,
             LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
             _ => {}
         }

@@ -111,6 +111,7 @@ impl NetlinkSocket {
                     continue;
                 }
                 if let Some(error) = error_of(payload) {
+                    tracing::debug!(message = header.sequence, %last, %error, "netlink refused one of several messages");
                     failure.get_or_insert(error);
                 }
                 if header.sequence == last || failure.is_some() {

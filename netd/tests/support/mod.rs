@@ -187,6 +187,10 @@ impl TestNode {
                 rtnl.set_link(index, true, None, None).unwrap();
             });
         }
+        for node in [&a, &b] {
+            let up = || node.netns.rtnl(|rtnl| rtnl.link("eth0").unwrap().unwrap().operational);
+            eventually("the underlay's link", Duration::from_secs(3), up);
+        }
         for node in [&mut a, &mut b] {
             node.start();
             node.list(Kind::Node, NODES.iter().map(|(n, ip, cidr)| node_object(n, ip, cidr)).collect());
@@ -206,7 +210,7 @@ impl TestNode {
         self.netns.run(move || {
             let (sender, queue) = mpsc::channel(1024);
             let (engine, outputs) = Engine::start(config, store).unwrap();
-            trellis_netd::drift::watch(sender.clone()).unwrap();
+            trellis_netd::drift::watch(&sender).unwrap();
             send.send(sender).unwrap();
             out.send(outputs).unwrap();
             handle_out.send(std::thread::spawn(move || engine.run(queue))).unwrap();
