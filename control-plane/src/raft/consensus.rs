@@ -1,8 +1,6 @@
 //! The handle that the rest of the control plane holds.
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use openraft::Instant as _;
@@ -19,61 +17,18 @@ use trellis_proto::peer::{
 };
 
 use super::config::{Tuning, TypeConfig};
-use super::disk::Disk;
-use super::log::LogStore;
 use super::machine::{Applied, Machine};
-use super::network::{Dialer, Network, Peers};
-use super::proposer::{self, Proposal};
+use super::network::Peers;
+use super::proposer::Proposal;
 use super::reads::{self, at_leader, leader_channel};
-use super::server::PeerServices;
-use super::snapshots::Snapshots;
 use super::types::{
     LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus,
     ProposeError, RaftStats,
 };
-use super::{leader, membership, upkeep, wire};
+use super::{membership, wire};
 use crate::store::{Command, Outcome, Store};
 
 pub(super) type RaftHandle = openraft::Raft<TypeConfig, Machine>;
-
-/// What a member is started with.
-pub struct Options {
-    /// This member's id.
-    pub id: u64,
-    /// For openraft's messages.
-    pub cluster_name: String,
-    /// Folder of log and snapshots; nobody else may use it.
-    pub data_dir: PathBuf,
-    /// The disk; [`RealDisk`](super::disk::RealDisk) outside tests.
-    pub disk: Arc<dyn Disk>,
-    /// Makes connections to other members.
-    pub dialer: Arc<dyn Dialer>,
-    /// What only the leader's memory knows.
-    pub hooks: Arc<dyn LeaderHooks>,
-    /// Timings and sizes.
-    pub tuning: Tuning,
-}
-
-/// Why a member does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its data cannot be read.
-    #[error("member {id} cannot open its data in {}: {source}", dir.display())]
-    Data {
-        /// The member.
-        id: u64,
-        /// Its folder.
-        dir: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The timings make no sense.
-    #[error("the raft settings are refused: {0}")]
-    Config(#[from] openraft::ConfigError),
-    /// Raft refuses its stored state.
-    #[error("raft does not start: {0}")]
-    Raft(String),
-}
 
 /// One member of the cluster; cheap to clone. Every method works on any member.
 #[derive(Debug, Clone)]
@@ -108,6 +63,30 @@ impl fmt::Debug for Inner {
 }
 
 impl Inner {
+    /// A running member's parts.
+    pub(super) fn new(
+        id: u64,
+        store: Store,
+        raft: RaftHandle,
+        (peers, hooks, tuning): (Peers, Arc<dyn LeaderHooks>, Tuning),
+        (leadership, applied): (watch::Receiver<Leadership>, watch::Receiver<Applied>),
+        lock: Box<dyn Send + Sync>,
+    ) -> Self {
+        Self {
+            id,
+            store,
+            raft,
+            peers,
+            hooks,
+            tuning,
+            leadership,
+            applied,
+            changing: Mutex::new(()),
+            stopped: CancellationToken::new(),
+            lock: std::sync::Mutex::new(Some(lock)),
+        }
+    }
+
     /// Waits until this member has applied everything before `next_index`.
     pub(super) async fn wait_applied(&self, next_index: u64) {
         let mut applied = self.applied.clone();
@@ -119,105 +98,19 @@ impl Inner {
     }
 }
 
-/// Starts a member from what its folder holds. With an empty folder it waits to be added to a
-/// cluster, or for [`Consensus::bootstrap`]. The services are to be served on its peer address.
-pub async fn start(
-    options: Options,
-    store: Store,
-) -> Result<(Consensus, PeerServices), StartError> {
-    let Options {
-        id,
-        cluster_name,
-        data_dir,
-        disk,
-        dialer,
-        hooks,
-        tuning,
-    } = options;
-    let (opener, tuned, dir) = (disk.clone(), tuning.clone(), data_dir.clone());
-    let open = move || {
-        opener.create_dir(&dir)?;
-        let lock = opener.lock(&dir)?;
-        let log = LogStore::open(opener.clone(), &dir.join("log"), &tuned)?;
-        let snapshots = Snapshots::open(opener, &dir.join("snapshots"))?;
-        Ok((lock, log, snapshots))
-    };
-    let opened = tokio::task::spawn_blocking(open)
-        .await
-        .map_err(io::Error::other);
-    let data = |source| StartError::Data {
-        id,
-        dir: data_dir,
-        source,
-    };
-    let (lock, log, snapshots) = match opened.and_then(|o| o) {
-        Ok(opened) => opened,
-        Err(source) => return Err(data(source)),
-    };
-    let blank = log.is_blank();
-    let machine = Machine::new(store.clone(), snapshots.clone());
-    let applied = machine.applied();
-    let peers = Peers::new(dialer);
-    let network = Network {
-        peers: peers.clone(),
-    };
-    let config = tuning.raft_config(&cluster_name)?;
-    let raft = RaftHandle::new(id, config, network, log.clone(), machine)
-        .await
-        .map_err(|e| StartError::Raft(e.to_string()))?;
-    let (tell_leadership, leadership) = watch::channel(Leadership::default());
-    let stopped = CancellationToken::new();
-    let inner = Arc::new(Inner {
-        id,
-        store: store.clone(),
-        raft: raft.clone(),
-        peers,
-        hooks,
-        tuning: tuning.clone(),
-        leadership,
-        applied: applied.clone(),
-        changing: Mutex::new(()),
-        stopped: stopped.clone(),
-        lock: std::sync::Mutex::new(Some(lock)),
-    });
-    let (proposals, proposed) = mpsc::channel(proposer::QUEUE);
-    let (barriers, asked) = mpsc::channel(reads::QUEUE);
-    let until = |stop: CancellationToken, task: futures::future::BoxFuture<'static, ()>| {
-        tokio::spawn(async move { stop.run_until_cancelled(task).await });
-    };
-    let following = leader::follow(raft.clone(), id, applied, tell_leadership);
-    let (core, stop) = (raft.clone(), stopped.clone());
-    tokio::spawn(async move {
-        following.await;
-        // Raft ended by itself: its disk failed. Nothing here can go on.
-        drop(core);
-        stop.cancel();
-    });
-    until(
-        stopped.clone(),
-        Box::pin(proposer::run(inner.clone(), proposed)),
-    );
-    until(stopped.clone(), Box::pin(reads::run(inner.clone(), asked)));
-    tokio::spawn(upkeep::run(raft.clone(), log, store, tuning, stopped));
-    if raft.voter_ids().eq([id]) {
-        // Nobody else to wait for.
-        raft.trigger()
-            .elect(false)
-            .await
-            .map_err(|e| StartError::Raft(e.to_string()))?;
-    }
-    let services = PeerServices::new(raft, snapshots, inner.clone(), blank);
-    Ok((
-        Consensus {
+impl Consensus {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        proposals: mpsc::Sender<Proposal>,
+        barriers: mpsc::Sender<reads::Waiter>,
+    ) -> Self {
+        Self {
             inner,
             proposals,
             barriers,
-        },
-        services,
-    ))
-}
+        }
+    }
 
-impl Consensus {
     /// This member's id.
     pub fn id(&self) -> u64 {
         self.inner.id

@@ -26,17 +26,19 @@ mod reads;
 mod server;
 pub mod simdisk;
 mod snapshots;
+mod start;
 mod types;
 mod upkeep;
 mod wire;
 
 pub use config::{Payload, Tuning, TypeConfig};
-pub use consensus::{Consensus, Options, StartError, start};
+pub use consensus::Consensus;
 pub use log::LogStore;
 pub use machine::{Applied, Machine};
 pub use network::{Dialer, TlsDialer};
 pub use server::{LeaderService, PeerServices, RaftService};
 pub use snapshots::{Draft, SnapshotFile, Snapshots, check_snapshot};
+pub use start::{Options, StartError, start};
 pub use types::{
     LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus,
     ProposeError, RaftStats,

@@ -11,7 +11,7 @@ use super::page::{self, ListQuery, Page, RevisionError};
 use super::requests::Requests;
 use super::state::State;
 use super::watch::Bells;
-use super::{Compacted, Key, Outcome, SysValue, Versioned, WatchFilter, Watcher};
+use super::{Command, Compacted, Key, Outcome, SysValue, Versioned, WatchFilter, Watcher};
 
 /// The store of one member; cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,15 +79,21 @@ impl Store {
     /// Applies encoded commands in order, each with its entry's term. Only the raft layer
     /// (and tests) may call this.
     pub fn apply<'a>(&self, batch: impl IntoIterator<Item = (u64, &'a [u8])>) -> Vec<Outcome> {
+        // Decoded before the lock is taken: readers wait for the changes only.
+        let decode = |(term, bytes)| (term, Command::decode(bytes));
+        let commands: Vec<_> = batch.into_iter().map(decode).collect();
         let mut state = self
             .inner
             .state
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let before = state.revision();
-        let outcomes = batch
+        let outcomes = commands
             .into_iter()
-            .map(|(term, bytes)| state.apply_encoded(term, bytes))
+            .map(|(term, command)| match command {
+                Ok(command) => state.apply(term, &command),
+                Err(e) => Outcome::Refused(e.to_string()),
+            })
             .collect();
         let kinds: BTreeSet<String> = state
             .history()

@@ -88,14 +88,6 @@ impl State {
         }
     }
 
-    /// Applies an encoded command. Bytes that do not decode change nothing.
-    pub fn apply_encoded(&mut self, term: u64, bytes: &[u8]) -> Outcome {
-        match Command::decode(bytes) {
-            Ok(command) => self.apply(term, &command),
-            Err(e) => Outcome::Refused(e.to_string()),
-        }
-    }
-
     fn check(&self, ops: &[Op]) -> Result<(), Refusal> {
         let mut named = BTreeSet::new();
         let mut sys_named = BTreeSet::new();

@@ -236,9 +236,10 @@ fn limits_are_named_with_their_values() {
         panic!()
     };
     assert_eq!((limit.limit, limit.actual), (1_000, 1_001));
-    let refused = s.apply_encoded(1, &[9, 9, 9]);
+    let store = Store::default();
+    let refused = store.apply([(1, &[9, 9, 9][..])]).remove(0);
     assert!(matches!(refused, Outcome::Refused(_)), "{refused:?}");
-    assert_eq!(s.revision(), 0);
+    assert_eq!(store.revision(), 0);
 }
 
 #[test]
