@@ -105,6 +105,10 @@ impl Tuning {
             // it would reuse the indexes of those that a majority holds and it has lost, and
             // the members diverge (tests/raft_crash.rs finds that within fifty kills).
             enable_leader_restore: Some(false),
+            // A member whose disk was lost comes back with less than it had acknowledged. The
+            // leader then starts it from the beginning, rather than panicking; that it does not
+            // help to elect a leader meanwhile is `RaftService::blank`'s business.
+            allow_log_reversion: Some(true),
             // Snapshots are triggered by bytes too, see `upkeep`.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.keep_entries,
