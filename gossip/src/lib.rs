@@ -14,13 +14,16 @@
 //! This crate knows nothing of Pods, routes or the API; `netd` drives it.
 #![forbid(unsafe_code)]
 
+mod config;
 mod health;
 mod identity;
 mod machine;
+mod outbox;
 mod seal;
 mod view;
 
+pub use config::{Config, Counters, Effect};
 pub use identity::{IdentityError, NodeIdentity};
-pub use machine::{Config, Counters, Effect, Gossip};
+pub use machine::Gossip;
 pub use seal::{GossipKey, MAX_PACKET_BYTES, SealError};
 pub use view::{Liveness, MemberView, View};

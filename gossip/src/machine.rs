@@ -11,17 +11,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use foca::{Codec, Foca, Message, NoCustomBroadcast, Notification, PostcardCodec, State, Timer};
+use foca::{Codec, Foca, Message, NoCustomBroadcast, PostcardCodec, State, Timer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::config::{Config, Counters, Effect};
 use crate::health::Health;
 use crate::identity::{IdentityError, NodeIdentity};
-use crate::seal::{GossipKey, Kind, MAX_PAYLOAD_BYTES, Opened, Seal, SealError};
+use crate::outbox::Outbox;
+use crate::seal::{GossipKey, Kind, Opened, Seal, SealError};
 use crate::view::{Liveness, MemberView, View};
 
 /// How often the machine looks after itself, and the longest silence between its timers.
@@ -34,87 +35,6 @@ const LONELY_ANNOUNCE_PERIOD: Duration = Duration::from_millis(200);
 const ANNOUNCE_FANOUT: usize = 8;
 /// Seeds remembered; the newest are kept.
 const MAX_SEEDS: usize = 1024;
-
-/// The timing of the protocol.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// One member is probed per period. 200 ms: in a small cluster detection also waits until
-    /// somebody probes the victim.
-    pub probe_period: Duration,
-    /// When a direct probe counts as unanswered and others are asked to try.
-    pub probe_rtt: Duration,
-    /// How long a suspect may take to refute, at an observer in good health.
-    pub suspicion: Duration,
-    /// How long dead members are remembered (and invited back).
-    pub remember_dead: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            probe_period: Duration::from_millis(200),
-            probe_rtt: Duration::from_millis(80),
-            suspicion: Duration::from_millis(750),
-            remember_dead: Duration::from_secs(24 * 3600),
-        }
-    }
-}
-
-impl Config {
-    fn foca(&self) -> foca::Config {
-        let one = NonZeroUsize::MIN;
-        foca::Config {
-            probe_period: self.probe_period,
-            probe_rtt: self.probe_rtt,
-            num_indirect_probes: one.saturating_add(2),
-            max_transmissions: NonZeroU8::MIN.saturating_add(9),
-            suspect_to_down_after: self.suspicion,
-            remove_down_after: Some(self.remember_dead),
-            max_packet_size: one.saturating_add(MAX_PAYLOAD_BYTES - 1),
-            notify_down_members: true,
-            periodic_announce: Some(foca::PeriodicParams { frequency: Duration::from_secs(5), num_members: one }),
-            periodic_announce_to_down_members: Some(foca::PeriodicParams {
-                frequency: Duration::from_secs(1),
-                num_members: one.saturating_add(1),
-            }),
-            periodic_gossip: Some(foca::PeriodicParams {
-                frequency: Duration::from_millis(100),
-                num_members: one.saturating_add(2),
-            }),
-        }
-    }
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Send one UDP datagram.
-    Send {
-        /// Where to.
-        to: SocketAddr,
-        /// What.
-        packet: Vec<u8>,
-    },
-    /// [`Gossip::view`] answers something new.
-    ViewChanged,
-    /// Call [`Gossip::on_timer`] at this moment; it replaces the one asked for before.
-    SetTimer(Duration),
-}
-
-/// What was counted since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets handed out.
-    pub sent: u64,
-    /// Packets accepted.
-    pub received: u64,
-    /// Packets refused as forged, replayed, stale, misdirected or malformed.
-    pub refused: u64,
-    /// Times this observer began to doubt itself.
-    pub doubts: u64,
-    /// Own suspicions that were dropped in doubt.
-    pub suspicions_dropped: u64,
-}
 
 type Swim = Foca<NodeIdentity, PostcardCodec, StdRng, NoCustomBroadcast>;
 /// Protocol time of a timer, then the order in which timers were set.
@@ -152,44 +72,6 @@ struct Pending {
 struct Ping {
     number: foca::ProbeNumber,
     sent: Duration,
-}
-
-/// What one call into foca asked for.
-#[derive(Default)]
-struct Outbox {
-    sends: Vec<(NodeIdentity, Vec<u8>)>,
-    timers: Vec<(Duration, Timer<NodeIdentity>)>,
-    pinged: Option<foca::ProbeNumber>,
-    probe_failed: bool,
-    connected: Option<bool>,
-    changed: bool,
-}
-
-impl foca::Runtime<NodeIdentity> for Outbox {
-    fn notify(&mut self, notification: Notification<'_, NodeIdentity>) {
-        match notification {
-            Notification::DataSent(header) => {
-                if let Message::Ping(number) = header.message {
-                    self.pinged = Some(number);
-                }
-            }
-            Notification::ProbeFailed(..) => self.probe_failed = true,
-            Notification::DataReceived(_) => {}
-            Notification::Active => self.connected = Some(true),
-            Notification::Idle | Notification::Defunct | Notification::Rejoin(_) => {
-                self.connected = Some(false);
-            }
-            _ => self.changed = true,
-        }
-    }
-
-    fn send_to(&mut self, to: NodeIdentity, data: &[u8]) {
-        self.sends.push((to, data.to_vec()));
-    }
-
-    fn submit_after(&mut self, event: Timer<NodeIdentity>, after: Duration) {
-        self.timers.push((after, event));
-    }
 }
 
 impl Gossip {

@@ -234,3 +234,7 @@ fn plan_inside(pod: &PodLink, gateway: Ipv4Addr, mtu: u32, inside: &PodSide, ste
         steps.push(Step::PodDefaultRoute(uid()));
     }
 }
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;

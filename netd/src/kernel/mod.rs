@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod events;
 pub mod nft;
 mod nft_read;
+mod nft_rule;
 pub mod rtnl;
 mod rtnl_read;
 pub mod socket;
