@@ -6,6 +6,10 @@
 //! | agent of n | read Pods bound to n, and the ConfigMaps and Secrets they refer to; read, create and update Node n; update the status of Pods bound to n; remove them once they terminate; create Events |
 //! | netd of n | read Nodes, Namespaces, NetworkPolicies; read Pods in the network projection |
 //! | nobody | nothing |
+//!
+//! Beside objects, every role may ask for the cluster's status (the members' addresses) and renew
+//! its own certificate; agents renew their node's lease and netds report for theirs
+//! ([`speaks_for`]). All else is for administrators and members.
 
 use std::fmt;
 

@@ -138,7 +138,8 @@ async fn a_netds_key_reads_the_network_and_no_more() {
 /// What is for administrators and members alone.
 async fn no_cluster_rights(client: &Connection) {
     let denied = Code::PermissionDenied;
-    assert_eq!(code(client.cluster().status(api::StatusRequest {}).await), denied);
+    // The members' addresses are for every daemon.
+    client.cluster().status(api::StatusRequest {}).await.unwrap();
     let token = client.cluster().create_token(api::CreateTokenRequest::default()).await;
     assert_eq!(code(token), denied);
     let add = api::AddMemberRequest { name: "n1".into(), ..Default::default() };

@@ -90,7 +90,8 @@ fn now() -> Timestamp {
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn status(&self, request: Request<api::StatusRequest>) -> Result<Response<api::StatusReply>, Status> {
-        let (_, _permit) = self.limits.trusted(&request, "the cluster's status")?;
+        // Daemons of every role learn the members' addresses from it, to fail over to.
+        let (_, _permit) = self.limits.call(&request)?;
         let stats = self.consensus.stats();
         let config = ClusterConfig::read(self.ops.store());
         Ok(Response::new(api::StatusReply {

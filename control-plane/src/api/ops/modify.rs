@@ -134,7 +134,7 @@ impl Ops {
                 }
                 Step::Write(write, warnings) => (write, warnings),
             };
-            if let Some(mut answer) = self.write(*write, &current, options, request_id.clone()).await? {
+            if let Some(mut answer) = self.write(write, &current, options, request_id.clone()).await? {
                 answer.warnings = warnings;
                 return Ok(answer);
             }
@@ -167,9 +167,9 @@ impl Ops {
             Change::None => Ok(Step::Same(warnings)),
             Change::Put(prepared) => {
                 self.allows_change(caller, target, rule, Some(&old), &prepared.object)?;
-                Ok(Step::Write(Box::new(Write::Put(*prepared)), warnings))
+                Ok(Step::Write(Write::Put(prepared), warnings))
             }
-            Change::Remove => Ok(Step::Write(Box::new(Write::Remove), warnings)),
+            Change::Remove => Ok(Step::Write(Write::Remove, warnings)),
         }
     }
 
@@ -200,7 +200,7 @@ impl Ops {
             }
         };
         match prepared {
-            Some(prepared) => Ok(Some(Self::answer_prepared(prepared, revision, Effect::Configured))),
+            Some(prepared) => Ok(Some(Self::answer_prepared(*prepared, revision, Effect::Configured))),
             None => self.answer(current, Effect::Configured).map(Some),
         }
     }
@@ -208,11 +208,11 @@ impl Ops {
 
 enum Step {
     Same(Vec<String>),
-    Write(Box<Write>, Vec<String>),
+    Write(Write, Vec<String>),
 }
 
 enum Write {
-    Put(Prepared),
+    Put(Box<Prepared>),
     Remove,
 }
 
