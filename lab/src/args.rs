@@ -86,6 +86,19 @@ pub enum Command {
         #[arg(long)]
         no_kill: bool,
     },
+    /// Measure, beside a peer or a limit in the same run, in a lab of its own
+    Bench {
+        /// Only groups whose name holds this (repeatable): api-writes, pod-creates, pod-start, memory,
+        /// leader-failover, node-failover
+        #[arg(long)]
+        only: Vec<String>,
+        /// Where the JSON goes
+        #[arg(long, default_value = "target/bench/latest.json")]
+        output: PathBuf,
+        /// How often each kind of death is repeated
+        #[arg(long, default_value_t = 20)]
+        failovers: usize,
+    },
     /// Stop, start, restart (SIGTERM) or crash (SIGKILL) a daemon of a node
     Daemon {
         #[arg(value_parser = ["stop", "start", "restart", "crash"])]

@@ -14,7 +14,7 @@ use trellis_lab::{
     backend::{Backend, Namespaces},
     cgroup,
     cluster::{contexts, up},
-    demo,
+    bench, demo,
     layout::Layout,
     node::{enter, init, spawn},
     progress::Progress,
@@ -57,6 +57,12 @@ pub fn dispatch(args: Args) -> Result<ExitCode> {
         Command::Demo { no_kill } => {
             let lab = open(name)?;
             demo::run(&lab, lab.layout(), lab.bin_dir(), !no_kill)
+        }
+        Command::Bench { only, output, failovers } => {
+            let request = bench::Request { only: only.clone(), output: output.clone(), failovers: *failovers };
+            let exe = own_exe()?;
+            let bin_dir = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
+            bench::run(exe, bin_dir, &request)
         }
         Command::Daemon { action, node, daemon } => control_daemon(&open(name)?, action, node, daemon),
     };
