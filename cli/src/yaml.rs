@@ -118,18 +118,31 @@ fn literal(s: &str, indent: usize) -> String {
     format!("|{chomp}\n{}", lines.join("\n"))
 }
 
+/// JSON's quotes are YAML's too, once the controls that JSON lets pass are escaped.
+fn quoted(s: &str) -> String {
+    let escape = |c: char| match u32::from(c) {
+        n @ 0x7f..=0x9f => format!("\\u{n:04x}"),
+        _ => c.to_string(),
+    };
+    Value::String(s.to_owned()).to_string().chars().map(escape).collect()
+}
+
 /// A string, quoted when it would be read back as something else.
 fn scalar_text(s: &str) -> String {
     let first_bad = |c: char| "-?:,[]{}#&*!|>'\"%@` ".contains(c);
     let lower = s.to_ascii_lowercase();
-    let words = ["", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", "<<", "="];
-    let numeric = s.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c))
+    let words = [
+        "", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", "<<", "=", ".inf", "-.inf", "+.inf",
+        ".nan",
+    ];
+    let numeric = s.contains(|c: char| c.is_ascii_digit())
+        && s.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c))
         && (s.parse::<f64>().is_ok()
             || s.replace('_', "").trim_start_matches(['+', '-']).chars().all(|c| {
                 c.is_ascii_hexdigit() || matches!(c, 'x' | 'o' | ':' | '.' | '-' | 'T' | 'Z' | 'i' | 'n' | 'f')
             }));
     if s.chars().any(char::is_control) {
-        return Value::String(s.to_owned()).to_string();
+        return quoted(s);
     }
     let dash_word = s.starts_with('-') && s.len() > 1 && !s.starts_with("- ") && !s.starts_with("---");
     if words.contains(&lower.as_str())
@@ -140,7 +153,7 @@ fn scalar_text(s: &str) -> String {
         || s.contains(" #")
     {
         return if s.contains('\'') || s.contains('\\') {
-            Value::String(s.to_owned()).to_string()
+            quoted(s)
         } else if numeric || words.contains(&lower.as_str()) {
             format!("\"{s}\"")
         } else {

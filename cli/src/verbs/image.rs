@@ -121,9 +121,8 @@ async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Imag
     let first = ImportRequest { node: node.to_owned(), ..Default::default() };
     tx.send(first).await.map_err(CliError::local)?;
     let origin = file.to_owned();
-    let reader = tokio::task::spawn_blocking(move || {
-        pump(input, &tx).map_err(|e| CliError::Local(format!("{origin}: {e}")))
-    });
+    let reader =
+        tokio::task::spawn_blocking(move || pump(input, &tx).map_err(|e| CliError::Local(format!("{origin}: {e}"))));
     let reply = session.conn.images().import(ReceiverStream::new(rx)).await;
     match reply {
         Ok(r) => {

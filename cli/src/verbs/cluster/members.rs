@@ -122,8 +122,7 @@ pub async fn status(global: &Global, args: &List) -> Result<(), CliError> {
 /// `cluster add`
 pub async fn add(global: &Global, args: Add) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let request =
-        AddMemberRequest {
+    let request = AddMemberRequest {
         name: args.name.clone(),
         api_address: args.api_address,
         peer_address: args.peer_address,
