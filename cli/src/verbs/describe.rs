@@ -255,10 +255,10 @@ fn section(name: &str, v: &Value, depth: usize, out: &mut String) {
 
 fn without_name(item: &Value) -> Value {
     let mut item = item.clone();
-    if let Some(m) = item.as_object_mut() {
-        if m.len() > 1 {
-            m.shift_remove("name");
-        }
+    if let Some(m) = item.as_object_mut()
+        && m.len() > 1
+    {
+        m.shift_remove("name");
     }
     item
 }

@@ -110,7 +110,10 @@ fn is_met(wanted: &Wanted, object: Option<&Value>) -> bool {
             (Value::Null, _) => false,
             (_, None) => true,
             (Value::String(s), Some(v)) => s == v,
-            (other, Some(v)) => other.to_string() == *v,
+            (other, Some(v)) => {
+                let text = other.to_string();
+                text == *v
+            }
         },
     }
 }
