@@ -257,10 +257,10 @@ mod tests {
                 let uid = format!("p{pod}");
                 match what {
                     0 | 1 => {
-                        if let Ok(ip) = ipam.allocate(&uid, now, 1) {
-                            if let Some((at, before)) = freed.remove(&ip) {
-                                prop_assert!(before == uid || now - at >= COOLING);
-                            }
+                        if let Ok(ip) = ipam.allocate(&uid, now, 1)
+                            && let Some((at, before)) = freed.remove(&ip)
+                        {
+                            prop_assert!(before == uid || now - at >= COOLING);
                         }
                     }
                     2 => {

@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod links;
 pub mod member;
 pub mod policy;
+pub mod renew;
 pub mod routes;
 pub mod serve;
 pub mod store;

@@ -1,5 +1,6 @@
 //! `trellis-netd`: the network daemon of one node.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tokio::sync::{mpsc, watch};
-use trellis_gossip::{Gossip, GossipKey, NodeIdentity};
+use trellis_gossip::{Gossip, GossipKey, Liveness, NodeIdentity, View};
 use trellis_netd::cluster::Kind;
 use trellis_netd::engine::{self, Config, Engine, Event, gossip_seeds};
 use trellis_netd::member::Member;
 use trellis_netd::store::Store;
-use trellis_netd::{api, drift, handoff, serve};
+use trellis_netd::{api, drift, handoff, renew, serve};
 use trellis_proto::client::Connection;
 use trellis_proto::node_config::NodeConfig;
 use trellis_proto::tls::{ClientTls, Credentials};
@@ -46,7 +47,10 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -144,9 +148,9 @@ async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
         .map(|address| address.ip())
         .collect();
     let gossip = tokio::spawn(member.run(gossip_seeds(&seeds)));
-    tokio::spawn(pass_views(view, events.clone()));
+    tokio::spawn(pass_views(view.clone(), events.clone()));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(follow_api(config_dir.clone(), node, outputs, events));
+    tokio::spawn(follow_api(config_dir.clone(), node, outputs, view, events));
     notify_ready();
     tokio::select! {
         done = pod_network => done.context("attach.sock"),
@@ -160,7 +164,7 @@ async fn member(
     key: &GossipKey,
     store: Store,
     outputs: &engine::Outputs,
-    views: watch::Sender<Arc<trellis_gossip::View>>,
+    views: watch::Sender<Arc<View>>,
 ) -> anyhow::Result<Member> {
     let address = SocketAddr::new(node.advertise_address, trellis_proto::ports::GOSSIP);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -201,7 +205,7 @@ async fn member(
     })
 }
 
-async fn pass_views(mut view: watch::Receiver<Arc<trellis_gossip::View>>, events: mpsc::Sender<Event>) {
+async fn pass_views(mut view: watch::Receiver<Arc<View>>, events: mpsc::Sender<Event>) {
     loop {
         let current = Arc::clone(&view.borrow_and_update());
         if events.send(Event::View(current)).await.is_err() || view.changed().await.is_err() {
@@ -219,23 +223,53 @@ async fn tick(events: mpsc::Sender<Event>) {
 }
 
 /// Everything that needs the control plane; starts when the certificates are there.
-async fn follow_api(config_dir: PathBuf, node: NodeConfig, outputs: engine::Outputs, events: mpsc::Sender<Event>) {
+async fn follow_api(
+    config_dir: PathBuf,
+    node: NodeConfig,
+    outputs: engine::Outputs,
+    mut view: watch::Receiver<Arc<View>>,
+    events: mpsc::Sender<Event>,
+) {
     let pki = config_dir.join("pki");
-    let tls = wait_for("netd's certificate", || {
-        Credentials::load(&pki, "netd").and_then(|credentials| ClientTls::to_member(&credentials))
-    })
-    .await;
-    let mut endpoints = node.api_endpoints();
-    if let Some(socket) = &node.api_unix_socket {
-        endpoints.insert(0, format!("unix://{}", socket.display()));
-    }
+    let credentials = wait_for("netd's certificate", || Credentials::load(&pki, "netd")).await;
+    let tls = wait_for("netd's certificate", || ClientTls::to_member(&credentials)).await;
     // Reports have a connection of their own: they find out that a member went silent long before
     // a watch does, and must not be held up by a large list.
-    let watches = Connection::new(endpoints.clone(), tls.clone());
+    let known = endpoints(&node, &view.borrow());
+    let watches = Connection::new(known.clone(), tls.clone());
+    let reports = Connection::new(known, tls);
     for kind in Kind::ALL {
         tokio::spawn(api::follow(watches.clone(), kind, events.clone()));
     }
-    api::report(Connection::new(endpoints, tls), node.node_name, outputs.applied, events).await;
+    tokio::spawn(renew::keep_valid(reports.clone(), credentials, pki, node.node_name.clone()));
+    tokio::spawn(api::report(reports.clone(), node.node_name.clone(), outputs.applied, events));
+    while view.changed().await.is_ok() {
+        let known = endpoints(&node, &view.borrow_and_update());
+        watches.set_endpoints(known.clone());
+        reports.set_endpoints(known);
+    }
+}
+
+/// The members to dial: this machine's own first, then those that gossip shows alive, then those
+/// of the file. Every node begins at another one, so that they share the load.
+fn endpoints(node: &NodeConfig, view: &View) -> Vec<String> {
+    let alive = view.members.iter().filter(|member| member.liveness != Liveness::Dead);
+    let gossiped = alive.flat_map(|member| &member.identity.api_addresses).map(|address| format!("https://{address}"));
+    let mut members: Vec<String> = Vec::new();
+    for endpoint in gossiped.chain(node.api_endpoints()) {
+        if !members.contains(&endpoint) {
+            members.push(endpoint);
+        }
+    }
+    let first = node.node_name.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    if !members.is_empty() {
+        let first = first % members.len();
+        members.rotate_left(first);
+    }
+    if let Some(socket) = &node.api_unix_socket {
+        members.insert(0, format!("unix://{}", socket.display()));
+    }
+    members
 }
 
 /// systemd's readiness protocol (sd_notify(3)).

@@ -26,8 +26,8 @@ const SETTLE_LIMIT: Duration = Duration::from_millis(1100);
 const LOOPBACK_INDEX: u32 = 1;
 
 impl Engine {
-    /// Makes the kernel as it should be. Whatever had to be done although nothing was asked for is
-    /// drift, and counted.
+    /// Makes the kernel as it should be. Whatever had to be done although nothing else was wanted
+    /// than the last time is drift, and counted.
     pub(super) fn apply(&mut self) -> Result<(), KernelError> {
         let asked = std::mem::take(&mut self.dirty) | !self.detached.is_empty();
         let looked = std::mem::take(&mut self.look);
@@ -36,10 +36,10 @@ impl Engine {
         self.failed.clear();
         let done = self.apply_all(looked, &inspect);
         match done {
-            Ok(steps) => {
-                if !asked && steps > 0 {
-                    self.repairs += steps;
-                    tracing::warn!(steps, "repaired drift in the kernel");
+            Ok(repairs) => {
+                if repairs > 0 {
+                    self.repairs += repairs;
+                    tracing::warn!(repairs, "repaired drift in the kernel");
                 }
                 if revision != self.applied {
                     self.applied = revision;
@@ -66,15 +66,15 @@ impl Engine {
         self.mtu = underlay_link.map_or(FALLBACK_MTU, |link| link.mtu);
         sysctl::set("ipv4/ip_forward", "1")?;
         let own: BTreeSet<Ipv4Addr> = addresses.iter().map(|address| address.network.ip()).collect();
-        let mut steps = self.apply_policy(looked, &own)?;
+        let mut repairs = self.apply_policy(looked, &own)?;
         let loopback =
             addresses.iter().filter(|address| address.index == LOOPBACK_INDEX).map(|address| address.network).collect();
         let host = links.into_iter().map(|link| (link.name.clone(), link)).collect();
         let mut actual = ActualLinks { host, neighbours: self.rtnl.neighbours()?, loopback, pods: BTreeMap::new() };
-        steps += self.apply_links(&mut actual, inspect)?;
+        repairs += self.apply_links(&mut actual, inspect)?;
         let underlay = underlay.map(|found| (found.index, found.network));
-        steps += self.apply_routes(underlay)?;
-        Ok(steps)
+        repairs += self.apply_routes(underlay)?;
+        Ok(repairs)
     }
 
     // ---- policy ---------------------------------------------------------------------------
@@ -114,7 +114,8 @@ impl Engine {
             self.table = self.nft.read()?;
         }
         let mut steps = policy::plan(&desired, self.table.as_ref());
-        let count = steps.len() as u64;
+        let wanted_before = self.policies.as_ref() == Some(&policies);
+        let repairs = if wanted_before { steps.len() as u64 } else { 0 };
         if !steps.is_empty() {
             for step in &steps {
                 tracing::debug!(%step, "policy");
@@ -130,11 +131,11 @@ impl Engine {
             // all after the table, and with it tracking, was away for a moment.
             let _ = sysctl::set("netfilter/nf_conntrack_tcp_be_liberal", "1");
         }
-        if self.policies.as_ref() != Some(&policies) || !self.gone.is_empty() {
+        if !wanted_before || !self.gone.is_empty() {
             self.cut_connections(&policies, own)?;
             self.policies = Some(policies);
         }
-        Ok(count)
+        Ok(repairs)
     }
 
     /// Forgets connections that began before the rules and are not allowed by them. Their next
@@ -149,8 +150,10 @@ impl Engine {
             let connection = &tracked.connection;
             let of_gone = gone.contains(&connection.source) || gone.contains(&connection.destination);
             if of_gone || !policy::permits(connection, policies, own) {
-                tracing::info!(source = %connection.source, destination = %connection.destination,
-                    port = connection.port, "ended a connection that is no longer allowed");
+                if !of_gone {
+                    tracing::info!(source = %connection.source, destination = %connection.destination,
+                        port = connection.port, "ended a connection that is no longer allowed");
+                }
                 self.conntrack.delete(&tracked)?;
             }
         }
@@ -194,7 +197,11 @@ impl Engine {
             }
         }
         self.gone.clear();
-        Ok(steps.len() as u64)
+        let desired = DesiredLinks { gone: BTreeSet::new(), ..desired };
+        let wanted_before = self.links.as_ref() == Some(&desired);
+        let repairs = if wanted_before && self.failed.is_empty() { steps.len() as u64 } else { 0 };
+        self.links = self.failed.is_empty().then_some(desired);
+        Ok(repairs)
     }
 
     fn execute(&mut self, step: &Step, gateway: Ipv4Addr) -> Result<(), KernelError> {
@@ -302,7 +309,10 @@ impl Engine {
                 routes::Step::Delete(route) => self.rtnl.delete_route(route)?,
             }
         }
-        Ok(steps.len() as u64)
+        let wanted_before = self.routes.as_ref() == Some(&desired);
+        let repairs = if wanted_before { steps.len() as u64 } else { 0 };
+        self.routes = Some(desired);
+        Ok(repairs)
     }
 }
 

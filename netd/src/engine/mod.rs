@@ -35,7 +35,9 @@ use crate::kernel::KernelError;
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::nft::Nft;
 use crate::kernel::rtnl::Rtnl;
+use crate::links::DesiredLinks;
 use crate::policy::ActualTable;
+use crate::routes::DesiredRoutes;
 use crate::store::{Store, StoreError};
 
 /// Events waiting for the engine.
@@ -81,9 +83,11 @@ pub struct Engine {
     nft: Nft,
     conntrack: Conntrack,
     held: BTreeMap<String, Held>,
-    // What was done, and what is to do.
+    // What was wanted and done the last time, and what is to do.
     table: Option<ActualTable>,
     policies: Option<BTreeMap<Ipv4Addr, PodPolicy>>,
+    links: Option<DesiredLinks>,
+    routes: Option<DesiredRoutes>,
     /// Detached Pods' interfaces and addresses, until they are gone from the kernel.
     gone: BTreeMap<String, Ipv4Addr>,
     mtu: u32,
@@ -151,6 +155,8 @@ impl Engine {
             held: BTreeMap::new(),
             table: None,
             policies: None,
+            links: None,
+            routes: None,
             gone: BTreeMap::new(),
             mtu: 0,
             failed: BTreeMap::new(),

@@ -20,7 +20,7 @@ impl Engine {
         if !self.cluster.is_complete() {
             return self.answer(ready, Ok(()));
         }
-        if !(self.dirty || self.look || !ready.is_empty() || !self.detached.is_empty()) {
+        if !self.dirty && !self.look && ready.is_empty() && self.detached.is_empty() {
             return;
         }
         let done = self.apply();

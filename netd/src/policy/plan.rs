@@ -125,7 +125,7 @@ fn rebuild(desired: &Ruleset) -> Vec<Step> {
 
 /// Has nobody touched what we never change in place?
 fn is_sound(target: &ActualTable, actual: &ActualTable) -> bool {
-    let chains = actual.chains.get(FORWARD).is_some()
+    let chains = actual.chains.contains_key(FORWARD)
         && actual.chains.iter().all(|(name, tags)| target.chains.get(name).is_none_or(|wanted| wanted == tags));
     let sets = target.sets.iter().all(|(name, wanted)| match (wanted, actual.sets.get(name)) {
         (SetContent::Verdicts(_), Some(SetContent::Verdicts(_))) => true,
