@@ -93,7 +93,7 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(NodeConfig, Arc<Credent
     let pki = settings.config_dir.join("pki");
     let credentials = wait("the agent's certificate", || {
         Credentials::load(&pki, "agent")
-            .or_else(|error| restore_key(&pki).then(|| Credentials::load(&pki, "agent")).unwrap_or(Err(error)))
+            .or_else(|error| if restore_key(&pki) { Credentials::load(&pki, "agent") } else { Err(error) })
     });
     Ok((config, credentials.await))
 }

@@ -131,7 +131,7 @@ pub async fn ensure(
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| ImageError::NotPresent { name }))
+    Err(last.unwrap_or(ImageError::NotPresent { name }))
 }
 
 type Pull = std::pin::Pin<Box<dyn Future<Output = Result<Arc<Image>, ImageError>> + Send>>;

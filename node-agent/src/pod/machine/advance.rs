@@ -129,7 +129,7 @@ impl Machine {
         let kill_at = now.mono + grace;
         match &mut self.ending {
             None => {
-                self.ending = Some(Ending { then, kill_at, down: DownStep::Stop, step: Step::new() });
+                self.ending = Some(Ending { then, kill_at, down: DownStep::Stop, kept_logs: false, step: Step::new() });
             }
             Some(e) => {
                 e.then = e.then.max(then);
@@ -186,7 +186,8 @@ impl Machine {
         match e.down {
             DownStep::Detach if e.step.begin(now) => out.push(Effect::DetachNetwork),
             DownStep::Cleanup if e.step.begin(now) => {
-                out.push(Effect::Cleanup { keep_logs: e.then != Then::Remove });
+                e.kept_logs = e.then != Then::Remove;
+                out.push(Effect::Cleanup { keep_logs: e.kept_logs });
             }
             DownStep::Delete if e.step.begin(now) => out.push(Effect::DeleteFromApi),
             DownStep::Over => out.push(Effect::Finished),
@@ -212,6 +213,8 @@ impl Machine {
                     return;
                 }
                 Then::Keep => DownStep::Kept,
+                // Deleted while it was cleaned up to be kept: the rest goes, too.
+                Then::Remove if e.kept_logs => DownStep::Cleanup,
                 Then::Remove if gone => DownStep::Over,
                 Then::Remove => DownStep::Delete,
             },
@@ -257,7 +260,6 @@ impl Machine {
                 Some(s) => s.kill_at = s.kill_at.min(kill_at),
                 None => {
                     let name = c.plan.name.clone();
-                    out.push(Effect::StopProbes { container: name.clone() });
                     stop(c, kill_at, now, out);
                     out.push(note("Killing", format!("Stopping container {name}"), Some(name)));
                 }

@@ -192,6 +192,8 @@ impl Machine {
 pub(crate) fn stop(c: &mut Record, kill_at: Duration, now: Now, out: &mut Vec<Effect>) {
     use super::event::StopKind;
     c.stopping = Some(Stopping { kill_at, killed: false });
+    // It has its verdict; what it says while it goes is of no interest.
+    out.push(Effect::StopProbes { container: c.plan.name.clone() });
     out.push(Effect::Stop {
         container: c.plan.name.clone(),
         attempt: c.attempt(),

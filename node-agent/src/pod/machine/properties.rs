@@ -50,6 +50,7 @@ struct World {
     volumes: bool,
     deleted: bool,
     cleaned: bool,
+    logs: bool,
     finished: bool,
     started: BTreeSet<(String, u32)>,
     policy: RestartPolicy,
@@ -71,6 +72,7 @@ impl World {
             volumes: false,
             deleted: false,
             cleaned: false,
+            logs: true,
             finished: false,
             started: BTreeSet::new(),
             policy,
@@ -125,7 +127,9 @@ impl World {
             Effect::DetachNetwork | Effect::Cleanup { .. } => {
                 assert!(self.running.is_empty(), "taken down under {:?}", self.running);
             }
-            Effect::DeleteFromApi => assert!(self.cleaned, "deleted from the API before cleanup"),
+            Effect::DeleteFromApi | Effect::Finished => {
+                assert!(self.cleaned && !self.logs, "over before cleanup");
+            }
             _ => {}
         }
     }
@@ -178,7 +182,8 @@ impl World {
                 self.attached = false;
                 Event::NetworkDetached
             }
-            (Effect::Cleanup { .. }, true) => {
+            (Effect::Cleanup { keep_logs }, true) => {
+                self.logs = keep_logs;
                 self.sandbox = false;
                 self.volumes = false;
                 self.cleaned = true;

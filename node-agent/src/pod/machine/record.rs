@@ -198,6 +198,8 @@ pub(crate) struct Ending {
     /// When SIGKILL is due for whatever still runs.
     pub(super) kill_at: Duration,
     pub(super) down: DownStep,
+    /// The cleanup under way, or the last one, leaves logs and state in place.
+    pub(super) kept_logs: bool,
     pub(super) step: Step,
 }
 

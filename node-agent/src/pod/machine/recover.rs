@@ -28,6 +28,9 @@ pub struct Persisted {
     finished: bool,
     /// A sandbox was made, or about to be.
     sandbox: bool,
+    /// What netd gave: probes go on by them before netd has answered again.
+    #[serde(default)]
+    addresses: Vec<String>,
     containers: Vec<PersistedContainer>,
 }
 
@@ -104,6 +107,7 @@ impl Machine {
             initialized: self.initialized,
             finished,
             sandbox: self.sandbox.is_done() || self.sandbox.is_busy(),
+            addresses: self.addresses.clone(),
             containers: containers.collect(),
         }
     }
@@ -129,7 +133,8 @@ impl Machine {
     fn keep(&mut self) {
         let mut step = Step::new();
         step.done();
-        self.ending = Some(Ending { then: Then::Keep, kill_at: Duration::ZERO, down: DownStep::Kept, step });
+        self.ending =
+            Some(Ending { then: Then::Keep, kill_at: Duration::ZERO, down: DownStep::Kept, kept_logs: true, step });
     }
 
     /// The machine as it was before the agent ended. `shim` is what the Pod's shim says, `None`
@@ -139,6 +144,9 @@ impl Machine {
         m.start_time = saved.start_time;
         m.deadline_exceeded = saved.deadline_exceeded;
         m.initialized = saved.initialized;
+        if shim.is_some() {
+            m.addresses.clone_from(&saved.addresses);
+        }
         let active = now.wall.duration_since(saved.start_time).as_secs();
         // activeDeadlineSeconds counts from startTime, on the wall clock by definition.
         m.started_mono = now.mono.saturating_sub(Duration::from_secs(u64::try_from(active).unwrap_or(0)));

@@ -1,0 +1,279 @@
+//! The agent on a node of its own, with real shims and containers.
+#![allow(clippy::unwrap_used, missing_docs)]
+mod common;
+
+use common::{IMAGE, Node, control_plane::key};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use trellis_proto::api::{
+    ExecInput, ExecStart, LogsRequest, exec_input::Input, exec_output::Output, pods_client::PodsClient,
+};
+
+fn container(name: &str, script: &str) -> Value {
+    json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sh", "-c", script]})
+}
+
+fn running(pod: &Value) -> bool {
+    let ready = pod["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
+    pod["status"]["phase"] == "Running" && ready
+}
+
+async fn logs(node: &Node, pod: &str, change: impl Fn(&mut LogsRequest)) -> String {
+    let mut request = LogsRequest { namespace: "default".into(), pod: pod.into(), ..LogsRequest::default() };
+    change(&mut request);
+    let mut stream = PodsClient::new(node.channel().await).logs(request).await.unwrap().into_inner();
+    let mut all = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        all.extend_from_slice(&part.data);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+async fn exec(node: &Node, pod: &str, command: &[&str], stdin: Option<&str>, tty: bool) -> (i32, String) {
+    let start = ExecStart {
+        namespace: "default".into(),
+        pod: pod.into(),
+        command: command.iter().map(|s| (*s).to_owned()).collect(),
+        stdin: stdin.is_some(),
+        tty,
+        ..ExecStart::default()
+    };
+    let mut inputs = vec![ExecInput { input: Some(Input::Start(start)) }];
+    if let Some(text) = stdin {
+        inputs.push(ExecInput { input: Some(Input::Stdin(text.as_bytes().to_vec().into())) });
+        inputs.push(ExecInput { input: Some(Input::StdinEof(true)) });
+    }
+    let input = tokio_stream::StreamExt::chain(tokio_stream::iter(inputs), tokio_stream::pending());
+    let mut stream = PodsClient::new(node.channel().await).exec(input).await.unwrap().into_inner();
+    let (mut code, mut text) = (-1, Vec::new());
+    while let Some(part) = stream.message().await.unwrap() {
+        match part.output.unwrap() {
+            Output::Stdout(data) | Output::Stderr(data) => text.extend_from_slice(&data),
+            Output::ExitCode(c) => code = c,
+        }
+    }
+    (code, String::from_utf8(text).unwrap())
+}
+
+async fn gone(node: &Node, pod: &str, uid: &str) {
+    node.api.until(pod, "gone", Value::is_null).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !node.traces(uid).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", node.traces(uid));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_talks_and_goes_without_a_trace() {
+    let Some(node) = Node::start("talks").await else { return };
+    node.import_busybox().await;
+    let mut c = container(
+        "a",
+        "echo out; echo err >&2; id -u; hostname; cat /etc/hosts; env; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+    );
+    c["env"] = json!([{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    c["securityContext"] = json!({"runAsUser": 33});
+    let began = Instant::now();
+    let uid = node.api.bind("talks", json!({"containers": [c]}));
+    let pod = node.api.until("talks", "running", running).await;
+    eprintln!("bound to Ready in {:?}", began.elapsed());
+    let status = &pod["status"];
+    assert_eq!(status["podIP"], "10.244.1.7");
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
+    assert!(status["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("trellis://a.0."));
+    assert!(status["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "PodScheduled"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let text = loop {
+        let text = logs(&node, "talks", |_| ()).await;
+        if text.contains("IP=10.244.1.7") || Instant::now() > deadline {
+            break text;
+        }
+    };
+    for want in ["out\n", "err\n", "33\n", "talks\n", "10.244.1.7\ttalks\n", "IP=10.244.1.7\n"] {
+        assert!(text.contains(want), "{want:?} not in {text}");
+    }
+    assert_eq!(logs(&node, "talks", |r| r.tail_lines = Some(0)).await, "");
+    assert!(logs(&node, "talks", |r| r.timestamps = true).await.starts_with("20"));
+    assert_eq!(exec(&node, "talks", &["sh", "-c", "echo hi; exit 7"], None, false).await, (7, "hi\n".into()));
+    assert_eq!(exec(&node, "talks", &["cat"], Some("through"), false).await, (0, "through".into()));
+    let (code, text) = exec(&node, "talks", &["sh", "-c", "test -t 0 && echo terminal"], None, true).await;
+    assert_eq!((code, text.trim()), (0, "terminal"));
+    node.api.terminate("talks", 10);
+    gone(&node, "talks", &uid).await;
+    let reasons = node.api.reasons("talks");
+    for want in ["Pulled", "Created", "Started", "Killing"] {
+        assert!(reasons.iter().any(|r| r == want), "{want} not in {reasons:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_containers_volumes_and_an_end() {
+    let Some(node) = Node::start("volumes").await else { return };
+    node.import_busybox().await;
+    let uid = node.api.bind(
+        "vols",
+        json!({"restartPolicy": "Never",
+            "initContainers": [{"name": "i", "image": IMAGE, "imagePullPolicy": "Never",
+                "command": ["sh", "-c", "echo from-init > /data/x"], "volumeMounts": [{"name": "d", "mountPath": "/data"}]}],
+            "containers": [{"name": "a", "image": IMAGE, "imagePullPolicy": "Never",
+                "command": ["sh", "-c", "cat /data/x /cfg/color /one; echo $SECRET; echo last words > /dev/termination-log; sleep 2; cat /cfg/color; exit 3"],
+                "env": [{"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+                "volumeMounts": [{"name": "d", "mountPath": "/data"}, {"name": "c", "mountPath": "/cfg"},
+                    {"name": "c", "mountPath": "/one", "subPath": "size"}]}],
+            "volumes": [{"name": "d", "emptyDir": {"medium": "Memory"}}, {"name": "c", "configMap": {"name": "cm"}}]}),
+    );
+    node.api
+        .until("vols", "waiting for its ConfigMap", |_| node.api.reasons("vols").contains(&"FailedMount".into()))
+        .await;
+    let cm = key("ConfigMap", "cm");
+    let config = |color: &str| json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"color": format!("{color}\n"), "size": "xl\n"}});
+    node.api.put(&cm, config("red"));
+    node.api
+        .until("vols", "in CreateContainerConfigError", |p| {
+            p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+        })
+        .await;
+    node.api.put(
+        &key("Secret", "s"),
+        json!({"metadata": {"name": "s", "namespace": "default"}, "data": {"k": "czNjcmV0"}}),
+    );
+    node.api.until("vols", "running", running).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !logs(&node, "vols", |_| ()).await.contains("s3cret") {
+        assert!(Instant::now() < deadline, "it never read its files");
+    }
+    node.api.put(&cm, config("blue"));
+    let pod = node.api.until("vols", "failed", |p| p["status"]["phase"] == "Failed").await;
+    let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(
+        (&ended["exitCode"], &ended["reason"], &ended["message"]),
+        (&json!(3), &json!("Error"), &json!("last words\n"))
+    );
+    assert_eq!(pod["status"]["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(logs(&node, "vols", |_| ()).await, "from-init\nred\nxl\ns3cret\nblue\n");
+    node.api.terminate("vols", 0);
+    gone(&node, "vols", &uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
+    let Some(mut node) = Node::start("killed").await else { return };
+    node.import_busybox().await;
+    let uid = node.api.bind("on", json!({"restartPolicy": "Never", "containers": [
+        container("stays", "while :; do echo tick; sleep 0.1; done"), container("ends", "sleep 1.5; echo bye; exit 42")]}));
+    let before = node.api.until("on", "running", running).await;
+    node.kill_agent();
+    // It ends while nobody looks: seen by its log's end, not by the agent.
+    let log = node.data().join("pods").join(&uid).join("logs/ends/0.log");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !std::fs::read_to_string(&log).unwrap_or_default().contains("bye") {
+        assert!(Instant::now() < deadline, "it never ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.start_agent();
+    let after = node
+        .api
+        .until("on", "aware of the exit", |p| {
+            p["status"]["containerStatuses"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["state"]["terminated"]["exitCode"] == 42)
+        })
+        .await;
+    let id = |pod: &Value, name: &str| {
+        let all = pod["status"]["containerStatuses"].as_array().unwrap().clone();
+        all.into_iter().find(|c| c["name"] == name).unwrap()["containerID"].clone()
+    };
+    assert_eq!(id(&before, "stays"), id(&after, "stays"));
+    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    node.kill_agent();
+    node.api.remove(&key("Pod", "on"));
+    node.start_agent();
+    gone(&node, "on", &uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
+    let Some(node) = Node::start("crash").await else { return };
+    node.import_busybox().await;
+    let loop_uid = node.api.bind("loop", json!({"containers": [container("a", "echo try; exit 1")]}));
+    let mut sick = container("a", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
+    sick["livenessProbe"] = json!({"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let sick_uid = node.api.bind("sick", json!({"containers": [sick], "terminationGracePeriodSeconds": 5}));
+    let mut fat = container("a", "exec tail /dev/zero");
+    fat["resources"] = json!({"limits": {"memory": "16Mi"}});
+    let fat_uid = node.api.bind("fat", json!({"restartPolicy": "Never", "containers": [fat]}));
+    let none_uid = node.api.bind(
+        "none",
+        json!({"containers": [{"name": "a", "image": "docker.io/library/none:1", "imagePullPolicy": "Never"}]}),
+    );
+    let missing = json!({"name": "a", "image": IMAGE, "imagePullPolicy": "Never", "command": ["/no/such/program"]});
+    let bad_uid = node.api.bind("bad", json!({"restartPolicy": "Never", "containers": [missing]}));
+    let first = |p: &Value| p["status"]["containerStatuses"][0].clone();
+    let pod = node
+        .api
+        .until("loop", "in CrashLoopBackOff", |p| first(p)["state"]["waiting"]["reason"] == "CrashLoopBackOff")
+        .await;
+    assert_eq!(first(&pod)["lastState"]["terminated"]["exitCode"], 1);
+    assert_eq!(first(&pod)["restartCount"], 1);
+    assert_eq!(logs(&node, "loop", |r| r.previous = true).await, "try\n");
+    node.api.until("sick", "restarted", |p| first(p)["restartCount"].as_i64() >= Some(1)).await;
+    assert!(node.api.reasons("sick").contains(&"Unhealthy".to_owned()));
+    let pod = node.api.until("fat", "failed", |p| p["status"]["phase"] == "Failed").await;
+    assert_eq!(first(&pod)["state"]["terminated"]["reason"], "OOMKilled", "{pod:#}");
+    node.api
+        .until("none", "in ErrImageNeverPull", |p| first(p)["state"]["waiting"]["reason"] == "ErrImageNeverPull")
+        .await;
+    let pod = node.api.until("bad", "failed", |p| p["status"]["phase"] == "Failed").await;
+    eprintln!("{:#}", first(&pod)["state"]);
+    for (name, uid) in [("loop", loop_uid), ("sick", sick_uid), ("fat", fat_uid), ("none", none_uid), ("bad", bad_uid)]
+    {
+        node.api.terminate(name, 1);
+        gone(&node, name, &uid).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_is_registered_and_a_lost_shim_is_replaced() {
+    let Some(node) = Node::start("node").await else { return };
+    node.import_busybox().await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let ready = |n: &Value| {
+        n["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    while !node.api.get(&key("Node", "n1")).is_some_and(|n| ready(&n)) {
+        assert!(Instant::now() < deadline, "{:#?}", node.api.get(&key("Node", "n1")));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let uid = node.api.bind("phoenix", json!({"containers": [container("a", "sleep 1000")]}));
+    node.api.until("phoenix", "running", running).await;
+    let client =
+        trellis_shim_protocol::Client::connect(&node.run().join("shims").join(&uid).join("shim.sock")).unwrap();
+    let pid = client.shim_pid().unwrap();
+    drop(client);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let pod = node
+        .api
+        .until("phoenix", "restarted", |p| p["status"]["containerStatuses"][0]["restartCount"] == 1 && running(p))
+        .await;
+    assert_eq!(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
+    // netd restarts: it knows the Pod, but has no hold on its namespace.
+    node.netd.pods.lock().unwrap().get_mut(&uid).unwrap().0 = false;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !node.netd.pods.lock().unwrap()[&uid].0 {
+        assert!(Instant::now() < deadline, "not handed over again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    node.api.terminate("phoenix", 0);
+    gone(&node, "phoenix", &uid).await;
+}

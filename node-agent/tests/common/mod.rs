@@ -1,0 +1,268 @@
+//! A real agent and real shims on a node of their own (network namespace, folders, cgroup), with
+//! a control plane and a netd made for tests. Everything goes when it is dropped.
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
+pub mod control_plane;
+pub mod netd;
+
+use control_plane::FakeControlPlane;
+use hyper_util::rt::TokioIo;
+use netd::FakeNetd;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tonic::transport::{Channel, Endpoint, Uri};
+use trellis_proto::{
+    api::{ImportRequest, images_client::ImagesClient},
+    pki::{CertificateAuthority, KeyAnd, Profile},
+    tls::Credentials,
+};
+use trellis_sandbox::{
+    Cleanup,
+    cgroup::CgroupRoot,
+    cleanup, netns,
+    spawn::{Namespaces, NsChild, NsCommand, kill_and_wait, namespace},
+};
+
+pub const IMAGE: &str = "docker.io/library/busybox:test";
+
+pub struct Node {
+    pub dir: tempfile::TempDir,
+    pub api: FakeControlPlane,
+    pub netd: FakeNetd,
+    ca: CertificateAuthority,
+    member: KeyAnd,
+    agent: Option<NsChild>,
+}
+
+impl Node {
+    /// `None` (and a line that says why) where this cannot run.
+    pub async fn start(name: &str) -> Option<Self> {
+        let skip = |why: &str| eprintln!("SKIPPED: {name}: {why}");
+        if !rustix::process::geteuid().is_root() {
+            skip("not root");
+            return None;
+        }
+        if !shim().exists() {
+            skip("trellis-shim is not built: cargo build -p trellis-shim");
+            return None;
+        }
+        if busybox().is_none() {
+            skip("no static busybox (apt-get install busybox-static)");
+            return None;
+        }
+        trellis_proto::tls::install_crypto();
+        let dir = tempfile::tempdir().unwrap();
+        let ca = CertificateAuthority::create("test").unwrap();
+        let member = ca.issue(&Profile::Member("m1".into())).unwrap();
+        let agent = ca.issue(&Profile::Agent("n1".into())).unwrap();
+        let pki = dir.path().join("etc/pki");
+        fs::create_dir_all(&pki).unwrap();
+        fs::write(pki.join("ca.crt"), ca.certificate_pem()).unwrap();
+        fs::write(pki.join("agent.crt"), &agent.pem).unwrap();
+        fs::write(pki.join("agent.key"), agent.key_pem.as_bytes()).unwrap();
+        let socket = dir.path().join("api.sock");
+        let config = serde_json::json!({"version": 1, "node_name": "n1", "cluster_name": "test",
+            "advertise_address": "127.0.0.1", "members": [], "roles": ["worker"], "api_unix_socket": socket});
+        fs::write(dir.path().join("etc/node.json"), config.to_string()).unwrap();
+        let credentials = Credentials::from_pem(ca.certificate_pem(), &member.pem, &member.key_pem).unwrap();
+        let api = FakeControlPlane::start(&socket, &credentials).await;
+        let netd = FakeNetd::start(&dir.path().join("run"));
+        let mut node = Self { dir, api, netd, ca, member, agent: None };
+        node.start_agent();
+        Some(node)
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn start_agent(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("agent.log")).unwrap();
+        let arguments = [
+            ("--config-dir", self.dir.path().join("etc")),
+            ("--data-dir", self.data()),
+            ("--run-dir", self.run()),
+            ("--shim", shim()),
+        ];
+        let namespaces = Namespaces { net: true, ..Namespaces::default() };
+        let mut command = NsCommand::new(env!("CARGO_BIN_EXE_trellis-node-agent"), namespaces)
+            .stdio(2, log.into())
+            .parent_death_signal(9)
+            .env("RUST_LOG", "info,trellis_node_agent=debug");
+        for (name, value) in arguments {
+            command = command.arg(name).arg(value);
+        }
+        let child = command.spawn().unwrap();
+        let ns = namespace(&child, "net").unwrap();
+        netns::inside(ns.as_fd(), || netns::loopback_up().unwrap()).unwrap();
+        self.agent = Some(child);
+    }
+
+    pub fn kill_agent(&mut self) {
+        if let Some(child) = self.agent.take() {
+            kill_and_wait(&child).unwrap();
+        }
+    }
+
+    pub fn agent_log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// A member's connection to port 10250.
+    pub async fn channel(&self) -> Channel {
+        let roots = [CertificateDer::from_pem_slice(self.ca.certificate_pem().as_bytes()).unwrap()];
+        let mut store = rustls::RootCertStore::empty();
+        store.add_parsable_certificates(roots);
+        let mut tls = rustls::ClientConfig::builder()
+            .with_root_certificates(store)
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_slice(self.member.pem.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(self.member.key_pem.as_bytes()).unwrap(),
+            )
+            .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let ns: Arc<OwnedFd> = Arc::new(namespace(self.agent.as_ref().unwrap(), "net").unwrap());
+        let service = tower::service_fn(move |_: Uri| {
+            let (connector, ns) = (connector.clone(), ns.clone());
+            async move {
+                let deadline = Instant::now() + Duration::from_secs(20);
+                let stream = loop {
+                    let tried = netns::inside(ns.as_fd(), || std::net::TcpStream::connect("127.0.0.1:10250")).unwrap();
+                    match tried {
+                        Ok(stream) => break stream,
+                        Err(e) if Instant::now() > deadline => return Err(e),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                };
+                stream.set_nonblocking(true)?;
+                let stream = tokio::net::TcpStream::from_std(stream)?;
+                let name = ServerName::try_from("n1.agent.trellis").unwrap();
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        Endpoint::from_static("http://agent").connect_with_connector(service).await.unwrap()
+    }
+
+    /// Brings a busybox image onto the node through Images.Import.
+    pub async fn import_busybox(&self) {
+        let archive = archive();
+        let mut client = ImagesClient::new(self.channel().await);
+        let parts: Vec<ImportRequest> =
+            archive.chunks(256 * 1024).map(|c| ImportRequest { node: "n1".into(), data: c.to_vec().into() }).collect();
+        let reply = client.import(tokio_stream::iter(parts)).await.unwrap().into_inner();
+        assert_eq!(reply.images[0].names, [IMAGE]);
+    }
+
+    /// Nothing of a Pod is left on the node.
+    pub fn traces(&self, uid: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for path in [self.run().join("shims").join(uid), self.data().join("pods").join(uid)] {
+            if path.exists() {
+                found.push(path.display().to_string());
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        found.extend(mounts.lines().filter(|l| l.contains(uid)).map(str::to_owned));
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let line = fs::read(entry.path().join("cgroup")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(uid) {
+                found.push(format!("process {}", entry.file_name().to_string_lossy()));
+            }
+        }
+        if self.netd.pods.lock().unwrap().contains_key(uid) {
+            found.push("netd's attachment".into());
+        }
+        found
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- agent's log:\n{}", self.agent_log());
+        }
+        self.kill_agent();
+        // What a failed test left; one that passed has left nothing.
+        for entry in fs::read_dir(self.dir.path().join("run/shims")).into_iter().flatten().flatten() {
+            let what = Cleanup {
+                cgroup_root: CgroupRoot::Own,
+                cgroup_path: format!("trellis/pod{}", entry.file_name().to_string_lossy()),
+                dirs: vec![entry.path()],
+                within: Duration::from_secs(10),
+            };
+            if let Err(error) = cleanup(&what) {
+                eprintln!("leftovers: {error}");
+            }
+        }
+        // The last test takes the Pods' common parent away; while others run it is not empty.
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            drop(fs::remove_dir(hierarchy.path().join("trellis")));
+        }
+        if let Err(error) = trellis_sandbox::mounts::detach_below(self.dir.path()) {
+            eprintln!("leftovers: {error}");
+        }
+    }
+}
+
+fn shim() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_trellis-node-agent")).with_file_name("trellis-shim")
+}
+
+fn busybox() -> Option<PathBuf> {
+    ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|p| p.exists())
+}
+
+fn sha(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A docker archive with busybox and its applets.
+fn archive() -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
+    let header = |kind: tar::EntryType, mode: u32, size: u64| {
+        let mut h = tar::Header::new_gnu();
+        h.set_entry_type(kind);
+        h.set_mode(mode);
+        h.set_size(size);
+        h
+    };
+    for dir in ["bin/", "etc/", "tmp/"] {
+        layer.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), dir, std::io::empty()).unwrap();
+    }
+    let program = fs::read(busybox().unwrap()).unwrap();
+    let size = program.len() as u64;
+    layer.append_data(&mut header(tar::EntryType::Regular, 0o755, size), "bin/busybox", &program[..]).unwrap();
+    for name in "sh echo sleep cat ls id env true false hostname kill test dd nc wc tail".split(' ') {
+        let mut h = header(tar::EntryType::Symlink, 0o777, 0);
+        layer.append_link(&mut h, format!("bin/{name}"), "busybox").unwrap();
+    }
+    let passwd = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:33::/var/www:/bin/sh\n";
+    let size = passwd.len() as u64;
+    layer.append_data(&mut header(tar::EntryType::Regular, 0o644, size), "etc/passwd", &passwd[..]).unwrap();
+    let layer = layer.into_inner().unwrap();
+    let config = serde_json::json!({"architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
+        "os": "linux", "config": {"Cmd": ["/bin/sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha(&layer))]}})
+    .to_string();
+    let manifest =
+        serde_json::json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
+    let mut all = tar::Builder::new(Vec::new());
+    for (name, bytes) in
+        [("config.json", config.as_bytes()), ("layer.tar", &layer[..]), ("manifest.json", manifest.as_bytes())]
+    {
+        let mut h = header(tar::EntryType::Regular, 0o644, bytes.len() as u64);
+        all.append_data(&mut h, name, bytes).unwrap();
+    }
+    all.into_inner().unwrap()
+}
