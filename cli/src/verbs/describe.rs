@@ -211,12 +211,23 @@ fn title(key: &str) -> String {
     out
 }
 
+/// Fields whose keys people choose.
+const MAPS: [&str; 9] =
+    ["Labels", "Match Labels", "Annotations", "Node Selector", "Data", "Limits", "Requests", "Allocatable", "Capacity"];
+
 fn section(name: &str, v: &Value, depth: usize, out: &mut String) {
     let pad = "  ".repeat(depth);
     match v {
         Value::Null => {}
         Value::Object(m) if m.is_empty() => {}
         Value::Array(a) if a.is_empty() => {}
+        // Keys of these are data, not fields.
+        Value::Object(m) if MAPS.contains(&name) => {
+            let _ = writeln!(out, "{pad}{name}:");
+            for (k, v) in m {
+                let _ = writeln!(out, "{pad}  {k}:  {}", plain(v));
+            }
+        }
         Value::Object(m) => {
             let _ = writeln!(out, "{pad}{name}:");
             for (k, v) in m {
