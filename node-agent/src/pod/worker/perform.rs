@@ -1,0 +1,160 @@
+//! Doing what the machine answers: each effect is one call here, and whatever waits is a task.
+use super::{
+    super::{
+        event::{Effect, Event, ProbeKind, StopKind},
+        steps::{self, probe, volumes},
+    },
+    Message, Worker,
+};
+use k8s_openapi::api::core::v1::Container;
+
+impl Worker {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::PrepareVolumes => self.prepare_volumes(),
+            Effect::CreateSandbox => self.step(|s| Box::pin(steps::sandbox::create(s))),
+            Effect::AttachNetwork => {
+                self.follow_shim();
+                self.spawn_attach(true);
+            }
+            Effect::EnsureImage { container } => self.ensure_image(container),
+            Effect::Start { container, attempt } => self.start_container(container, attempt),
+            Effect::Stop { container, attempt, kind } => self.stop(&container, attempt, kind),
+            Effect::StartProbe { container, attempt, kind } => self.start_probe(&container, attempt, kind),
+            Effect::StopProbes { container } => {
+                self.probes.remove(&container).into_iter().flatten().for_each(|p| p.abort());
+            }
+            Effect::DetachNetwork => self.step(|s| Box::pin(steps::sandbox::detach(s))),
+            Effect::Cleanup { keep_logs } => self.cleanup(keep_logs),
+            Effect::DeleteFromApi => self.step(|s| Box::pin(steps::delete_from_api(s))),
+            Effect::Persist if self.machine.is_removing() || self.silent => {}
+            Effect::Persist => {
+                if let Err(error) = self.dir.save_state(&self.machine) {
+                    tracing::error!(pod = %self.label(), %error, "cannot keep the Pod's state: an agent restart may lose exit codes");
+                }
+            }
+            Effect::ReportStatus => self.report(),
+            Effect::Note(note) => self.ctx.recorder.note(&self.pod, note),
+            Effect::Finished => self.finished = true,
+        }
+    }
+
+    fn snapshot(&self) -> steps::Step {
+        steps::Step {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            dir: self.dir.clone(),
+            shim: self.shim.clone(),
+            addresses: self.machine.addresses.clone(),
+            tx: self.tx.clone(),
+        }
+    }
+
+    /// Runs a step whose outcome is an event.
+    fn step(
+        &mut self,
+        run: impl FnOnce(steps::Step) -> std::pin::Pin<Box<dyn Future<Output = Event> + Send>> + Send + 'static,
+    ) {
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        self.tasks.spawn(async move {
+            let event = run(snapshot).await;
+            drop(tx.send(Message::Event(event)).await);
+        });
+    }
+
+    fn prepare_volumes(&mut self) {
+        let old = self.refresher.take();
+        old.into_iter().for_each(|task| task.abort());
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        // Stays as long as the Pod does where its content may change.
+        self.refresher = Some(self.tasks.spawn(async move {
+            match volumes::prepare(&snapshot).await {
+                Ok(held) => {
+                    drop(tx.send(Message::Event(Event::VolumesReady)).await);
+                    volumes::keep_fresh(&snapshot, held).await;
+                }
+                Err(message) => drop(tx.send(Message::Event(Event::VolumesFailed { message })).await),
+            }
+        }));
+    }
+
+    pub(super) fn spawn_attach(&mut self, wanted: bool) {
+        let snapshot = self.snapshot();
+        let tx = self.tx.clone();
+        self.tasks.spawn(async move {
+            let event = steps::sandbox::attach(snapshot).await;
+            // A repeated handoff changes nothing for the machine unless it brings addresses.
+            if wanted || matches!(event, Event::NetworkAttached { .. }) {
+                drop(tx.send(Message::Event(event)).await);
+            }
+        });
+    }
+
+    pub(super) fn follow_shim(&mut self) {
+        if self.events.as_ref().is_some_and(|e| !e.is_finished()) {
+            return;
+        }
+        let (shim, tx) = (self.shim.clone(), self.tx.clone());
+        self.events = Some(self.tasks.spawn(steps::sandbox::follow(shim, tx)));
+    }
+
+    pub(super) fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod.spec.as_ref()?;
+        spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name).cloned()
+    }
+
+    pub(super) fn image_name(&self, container: &str) -> String {
+        let image = self.container(container).and_then(|c| c.image).unwrap_or_default();
+        trellis_image::normalize(&image).unwrap_or(image)
+    }
+
+    pub(super) fn ensure_image(&mut self, container: String) {
+        let Some(spec) = self.container(&container) else { return };
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        self.tasks.spawn(async move {
+            let message = steps::container::ensure_image(snapshot, spec).await;
+            drop(tx.send(message).await);
+        });
+    }
+
+    fn start_container(&mut self, container: String, attempt: u32) {
+        let (Some(spec), Some(image)) = (self.container(&container), self.images.get(&container).cloned()) else {
+            let message = "its image is not known".to_owned();
+            return self.later(Event::ConfigFailed { container, attempt, message });
+        };
+        let id = steps::container::new_id(&container, attempt);
+        self.ids.insert(id.clone(), (container, attempt));
+        self.follow_shim();
+        self.step(move |s| Box::pin(async move { steps::container::start(s, &spec, &image, id, attempt).await }));
+    }
+
+    fn later(&mut self, event: Event) {
+        self.step(move |_| Box::pin(async move { event }));
+    }
+
+    fn stop(&mut self, container: &str, attempt: u32, kind: StopKind) {
+        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
+        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let signal = match kind {
+            StopKind::Ask { .. } => steps::container::stop_signal(&spec, self.images.get(container).map(|i| &**i)),
+            StopKind::Kill => 9,
+        };
+        let snapshot = self.snapshot();
+        self.tasks.spawn(async move { steps::container::stop(&snapshot, &spec, id, signal, kind).await });
+    }
+
+    pub(super) fn start_probe(&mut self, container: &str, attempt: u32, kind: ProbeKind) {
+        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
+        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let snapshot = self.snapshot();
+        let task = self.tasks.spawn(probe::run(snapshot, spec, id, attempt, kind));
+        self.probes.entry(container.to_owned()).or_default().push(task);
+    }
+
+    fn cleanup(&mut self, keep_logs: bool) {
+        for task in [self.refresher.take(), self.events.take()].into_iter().flatten() {
+            task.abort();
+        }
+        self.step(move |s| Box::pin(steps::sandbox::cleanup(s, keep_logs)));
+    }
+}
