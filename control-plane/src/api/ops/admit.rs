@@ -105,7 +105,9 @@ impl Admission {
         meta.deletion_grace_period_seconds = None;
         meta.managed_fields = None;
         meta.self_link = None;
-        meta.uid = Some(uuid::Uuid::new_v4().to_string());
+        // From the thread's generator (a CSPRNG): no system call a create.
+        let uid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+        meta.uid = Some(uid.to_string());
         meta.creation_timestamp = Some(Time(whole_seconds(now)));
         meta.generation = has_generation(kind).then_some(1);
         start_status(&mut object);
