@@ -125,7 +125,9 @@ fn whiteout(path: &std::path::Path) -> Option<(PathBuf, Result<Kind, UnpackError
 /// A relative path of normal components, or None if it is absolute, climbs, or holds a NUL.
 fn clean(raw: &[u8]) -> Option<PathBuf> {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-    if raw.starts_with(b"/") || raw.contains(&0) {
+    // The root itself is called "/" by some writers (umoci); below it no name begins so.
+    let root = raw.iter().all(|b| *b == b'/');
+    if (raw.starts_with(b"/") && !root) || raw.contains(&0) {
         return None;
     }
     let mut path = PathBuf::new();

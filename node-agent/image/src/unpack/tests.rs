@@ -108,6 +108,17 @@ fn absolute_and_climbing_paths_are_refused() {
 }
 
 #[test]
+fn the_root_may_be_called_by_a_slash() {
+    let dir = good(|t| {
+        raw(t, "/", EntryType::Directory, None, b"");
+        file(t, "a", "x");
+    });
+    assert_eq!(fs::read_to_string(dir.path().join("root/a")).unwrap(), "x");
+    let e = bad(|t| file(t, "/", "x"));
+    assert!(e.to_string().contains("the root is no folder"), "{e}");
+}
+
+#[test]
 fn nothing_is_written_behind_a_symlink() {
     for target in ["/", "..", "/etc", "other"] {
         let e = bad(|t| {
