@@ -12,9 +12,9 @@ use std::{
 use trellis_lab::{
     Error, Result,
     backend::{Backend, Namespaces},
-    cgroup,
+    bench, cgroup,
     cluster::{contexts, up},
-    bench, demo,
+    demo,
     layout::Layout,
     node::{enter, init, spawn},
     progress::Progress,

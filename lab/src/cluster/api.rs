@@ -4,12 +4,13 @@ use std::{path::Path, time::Duration};
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
+use tonic::{Code, Status};
 use trellis_proto::{
     api::{
         ApplyRequest, CreateTokenRequest, DeleteRequest, GetRequest, ListRequest, ObjectKey, RemoveMemberRequest,
-        StatusReply, StatusRequest,
+        StatusReply, StatusRequest, cluster_client::ClusterClient, resources_client::ResourcesClient,
     },
-    client::Connection,
+    client::{Chan, Connection, request_id},
 };
 
 use super::contexts;
@@ -17,6 +18,10 @@ use crate::{Error, Result};
 
 /// Objects a page; a lab's lists fit one.
 const PAGE: u32 = 500;
+/// Long enough for a member without a leader to say so (5 s) and for the next one to answer.
+const LIMIT: Duration = Duration::from_secs(15);
+/// A member leaves only when the others have agreed.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// A token for a join that begins right away.
 const TOKEN_TTL: Duration = Duration::from_secs(300);
 
@@ -62,6 +67,17 @@ impl Api {
         &self.runtime
     }
 
+    /// One call, on whichever member answers it.
+    fn call<Q, T, F, Fut>(&self, limit: Duration, request: Q, method: F) -> std::result::Result<T, Status>
+    where
+        Q: Clone,
+        F: Fn(Chan, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<tonic::Response<T>, Status>>,
+    {
+        let reply = self.connection.call_within(limit, |chan| method(chan, request.clone()));
+        self.runtime.block_on(reply).map(tonic::Response::into_inner)
+    }
+
     /// All objects of a kind (in a namespace, or everywhere when it is empty) that the selector
     /// takes.
     pub fn list(&self, kind: &str, namespace: &str, selector: &str) -> Result<Vec<Value>> {
@@ -72,19 +88,17 @@ impl Api {
             ..ListRequest::default()
         };
         let what = format!("list {kind}s");
-        let mut client = self.connection.resources();
-        let reply = self.runtime.block_on(client.list(request)).map_err(Error::api(what.clone()))?.into_inner();
-        reply.items.iter().map(|o| parse(&what, &o.json)).collect()
+        let reply = self.call(LIMIT, request, |c, q| async move { ResourcesClient::new(c).list(q).await });
+        reply.map_err(Error::api(what.clone()))?.items.iter().map(|o| parse(&what, &o.json)).collect()
     }
 
     /// One object; none when there is none of that name.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
         let request = GetRequest { key: Some(key(kind, namespace, name)), ..GetRequest::default() };
         let what = format!("get {kind} {name}");
-        let mut client = self.connection.resources();
-        match self.runtime.block_on(client.get(request)) {
-            Ok(reply) => reply.into_inner().object.map(|o| parse(&what, &o.json)).transpose(),
-            Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+        match self.call(LIMIT, request, |c, q| async move { ResourcesClient::new(c).get(q).await }) {
+            Ok(reply) => reply.object.map(|o| parse(&what, &o.json)).transpose(),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(Error::api(what)(status)),
         }
     }
@@ -106,8 +120,8 @@ impl Api {
             request_id: request_id(),
             dry_run: false,
         };
-        let mut client = self.connection.resources();
-        self.runtime.block_on(client.apply(request)).map(drop).map_err(Error::api(what))
+        let reply = self.call(LIMIT, request, |c, q| async move { ResourcesClient::new(c).apply(q).await });
+        reply.map(drop).map_err(Error::api(what))
     }
 
     /// Deletes an object; none of that name is fine.
@@ -118,38 +132,31 @@ impl Api {
             request_id: request_id(),
             ..DeleteRequest::default()
         };
-        let mut client = self.connection.resources();
-        match self.runtime.block_on(client.delete(request)) {
-            Err(status) if status.code() != tonic::Code::NotFound => {
-                Err(Error::api(format!("delete {kind} {name}"))(status))
-            }
+        match self.call(LIMIT, request, |c, q| async move { ResourcesClient::new(c).delete(q).await }) {
+            Err(status) if status.code() != Code::NotFound => Err(Error::api(format!("delete {kind} {name}"))(status)),
             _ => Ok(()),
         }
     }
 
     /// The control plane's members and who leads.
     pub fn status(&self) -> Result<StatusReply> {
-        let mut client = self.connection.cluster();
-        let reply = self.runtime.block_on(client.status(StatusRequest {}));
-        reply.map(tonic::Response::into_inner).map_err(Error::api("cluster status"))
+        let reply = self.call(LIMIT, StatusRequest {}, |c, q| async move { ClusterClient::new(c).status(q).await });
+        reply.map_err(Error::api("cluster status"))
     }
 
     /// A token for one join.
     pub fn token(&self, control_plane: bool) -> Result<String> {
         let request = CreateTokenRequest { ttl_seconds: TOKEN_TTL.as_secs(), control_plane };
-        let mut client = self.connection.cluster();
-        let reply = self.runtime.block_on(client.create_token(request));
-        reply.map(|r| r.into_inner().token).map_err(Error::api("create a join token"))
+        let reply = self.call(LIMIT, request, |c, q| async move { ClusterClient::new(c).create_token(q).await });
+        reply.map(|r| r.token).map_err(Error::api("create a join token"))
     }
 
     /// Removes a member of the control plane.
     pub fn remove_member(&self, name: &str) -> Result<()> {
-        let mut client = self.connection.cluster();
         let request = RemoveMemberRequest { member: name.to_owned() };
-        self.runtime
-            .block_on(client.remove_member(request))
-            .map(drop)
-            .map_err(Error::api(format!("remove member {name}")))
+        let reply =
+            self.call(CHANGE_LIMIT, request, |c, q| async move { ClusterClient::new(c).remove_member(q).await });
+        reply.map(drop).map_err(Error::api(format!("remove member {name}")))
     }
 
     /// Names of the Nodes that are Ready.
@@ -169,9 +176,4 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
 
 fn parse(what: &str, json: &[u8]) -> Result<Value> {
     serde_json::from_slice(json).map_err(|e| Error::Format { what: what.to_owned(), why: e.to_string() })
-}
-
-/// A create retried after a lost answer is recognised by it.
-fn request_id() -> String {
-    uuid::Uuid::new_v4().to_string()
 }

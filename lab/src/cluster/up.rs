@@ -88,6 +88,8 @@ pub fn restart(backend: &dyn Backend, layout: &Layout, node: &str) -> Result<()>
         // A member without its log and vote must not vote under its old id again.
         api.remove_member(node)?;
     }
+    // The machine that had this name is lost; what joins is another one.
+    api.delete("Node", "", node, None)?;
     join(backend, &api, spec)
 }
 

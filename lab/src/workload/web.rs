@@ -16,6 +16,12 @@ const USER: u64 = 1000;
 /// A shell and a web server in one program that needs no library.
 const BUSYBOX: &[&str] = &["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static"];
 
+/// What of it is called by name.
+const APPLETS: &[&str] = &[
+    "cat", "echo", "env", "grep", "hostname", "httpd", "id", "ip", "kill", "ls", "nc", "ping", "ps", "sh", "sleep",
+    "timeout", "touch", "wget",
+];
+
 /// PID 1 of the container: the shell, because PID 1 gets no signal it has no handler for, and
 /// httpd has none.
 const START: &str = "#!/bin/sh
@@ -31,9 +37,7 @@ wait $server
 pub fn image() -> Result<Image> {
     let busybox = busybox()?;
     let mut programs = vec![Entry::folder("bin", 0), Entry::program("bin/busybox", &busybox)];
-    for name in
-        ["sh", "httpd", "hostname", "cat", "ls", "ps", "sleep", "wget", "nc", "ip", "id", "env", "kill", "echo", "grep"]
-    {
+    for name in APPLETS {
         programs.push(Entry::link(&format!("bin/{name}"), "busybox"));
     }
     for folder in ["etc", "proc", "sys", "dev"] {

@@ -183,7 +183,8 @@ impl Cluster {
 
     /// Asks from inside a Pod (its image must have wget).
     pub fn ask_from_pod(&self, namespace: &str, pod: &str, url: &str) -> Ran {
-        self.trellis(&["exec", "-n", namespace, pod, "--", "wget", "-q", "-T", "2", "-O", "-", url])
+        // busybox' own -T crashes the static build of Debian 12.
+        self.trellis(&["exec", "-n", namespace, pod, "--", "timeout", "2", "wget", "-q", "-O", "-", url])
     }
 
     /// Waits until every node is Ready.

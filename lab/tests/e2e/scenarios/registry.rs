@@ -84,7 +84,7 @@ fn make_images(folder: &Path) {
         fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").unwrap();
         fs::write(root.join("etc/nginx.conf"), NGINX_CONF).unwrap();
         if recipe.name == "busybox" {
-            for applet in ["sh", "wget", "sleep", "cat"] {
+            for applet in ["sh", "wget", "sleep", "timeout"] {
                 std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
             }
         }
