@@ -36,6 +36,8 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 const END_WITHIN: Duration = Duration::from_millis(500);
 /// Between two tries to seed a cluster.
 const SEED_PAUSE: Duration = Duration::from_millis(200);
+/// How often a member looks whether the cluster is seeded.
+const SEEDED_LOOK: Duration = Duration::from_millis(20);
 
 /// Why a member does not run.
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +155,14 @@ fn beside(
         registry,
         gossip: gossip.clone(),
     };
-    tasks.spawn(controllers::run(controllers, controllers_config, stop.clone()));
+    let ended = stop.clone();
+    tasks.spawn(async move {
+        // They read the cluster's pod CIDRs when they begin to lead.
+        let seeded = until_seeded(controllers.store.clone());
+        if ended.clone().run_until_cancelled(seeded).await.is_some() {
+            controllers::run(controllers, controllers_config, ended).await;
+        }
+    });
     tasks.spawn(subscriber::run(settings.run_dir.clone(), gossip.clone(), stop.clone()));
     tasks.spawn(presence::run(consensus.clone(), gossip, stop.clone()));
     let (s, c, o) = (settings.clone(), consensus.clone(), ops.clone());
@@ -168,6 +177,13 @@ fn beside(
             () = all.cancelled() => {}
         }
     });
+}
+
+/// Waits for the cluster's own facts: seconds on the first leader, moments on a member that joins.
+async fn until_seeded(store: Store) {
+    while ClusterConfig::read(&store).is_none() {
+        tokio::time::sleep(SEEDED_LOOK).await;
+    }
 }
 
 fn controllers_config(store: &Store) -> controllers::Config {

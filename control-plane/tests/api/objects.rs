@@ -145,3 +145,16 @@ async fn a_pod_without_a_node_or_an_agent_is_told_plainly() {
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("agent of node n9 cannot be reached"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_its_part_of_the_pod_network_in_the_first_term() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    create(&admin, "Node", &node).await.unwrap();
+    eventually("the node has a pod CIDR", || async {
+        let node = get(&admin, "", "Node", "", "n1").await.unwrap();
+        node["spec"]["podCIDR"].as_str().is_some_and(|c| c.starts_with("10.244.") && c.ends_with("/24"))
+    })
+    .await;
+}
