@@ -10,6 +10,7 @@
 //! headers that contradict each other, more entries or bytes than the limits.
 
 mod entry;
+mod padded;
 mod tree;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
+use padded::Padded;
 use tree::Tree;
 
 /// Bounds on one layer.
@@ -137,7 +139,7 @@ impl UnpackError {
 /// Cost: one pass over the stream; memory grows with the number of folders only (their time
 /// stamps are set at the end).
 pub fn unpack(reader: impl Read, root: &OwnedFd, limits: &Limits) -> Result<(), UnpackError> {
-    let mut archive = tar::Archive::new(reader);
+    let mut archive = tar::Archive::new(Padded::new(reader));
     let mut tree = Tree::new(root, limits)?;
     let mut count = 0_u64;
     for entry in archive.entries().map_err(stream)? {

@@ -119,6 +119,23 @@ fn the_root_may_be_called_by_a_slash() {
 }
 
 #[test]
+fn an_archive_may_end_with_its_last_byte() {
+    let mut tar = Builder::new(Vec::new());
+    file(&mut tar, "a", "first");
+    file(&mut tar, "b", "last");
+    let mut bytes = tar.into_inner().unwrap();
+    // Two empty blocks, and the filling of the last file's one.
+    bytes.truncate(bytes.len() - 1024 - (512 - "last".len()));
+    let root = tempfile::tempdir().unwrap();
+    let fd = fs::File::open(root.path()).unwrap().into();
+    unpack(Cursor::new(&bytes), &fd, &Limits::default()).unwrap();
+    assert_eq!(fs::read_to_string(root.path().join("b")).unwrap(), "last");
+    // Cut within a header it is refused.
+    bytes.truncate(bytes.len() - 100);
+    assert!(unpack(Cursor::new(&bytes), &fd, &Limits::default()).is_err());
+}
+
+#[test]
 fn nothing_is_written_behind_a_symlink() {
     for target in ["/", "..", "/etc", "other"] {
         let e = bad(|t| {
