@@ -12,8 +12,17 @@ use std::time::{Duration, Instant};
 use raft_support::{Cluster, put};
 use trellis_control_plane::raft::{Consensus, Tuning};
 
+/// CPU time of this process so far, in seconds: on a busy machine it tells more than the rate.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    // utime and stime, in ticks of 10 ms.
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
 async fn measure(what: &str, on: &[Consensus], writers: usize, length: Duration, write: bool) {
     let started = Instant::now();
+    let cpu_before = cpu();
     let mut tasks = Vec::new();
     for w in 0..writers {
         let consensus = on[w % on.len()].clone();
@@ -41,11 +50,12 @@ async fn measure(what: &str, on: &[Consensus], writers: usize, length: Duration,
     all.sort();
     let at = |q: f64| all[((all.len() - 1) as f64 * q) as usize].as_secs_f64() * 1e3;
     println!(
-        "{what:<24} {writers:>4} tasks {:>9.0}/s  p50 {:>7.2} ms  p99 {:>7.2} ms  max {:>7.1} ms",
+        "{what:<24} {writers:>4} tasks {:>9.0}/s  p50 {:>7.2} ms  p99 {:>7.2} ms  max {:>7.1} ms  cpu {:>6.1} us each",
         all.len() as f64 / elapsed,
         at(0.5),
         at(0.99),
-        at(1.0)
+        at(1.0),
+        (cpu() - cpu_before) * 1e6 / all.len() as f64
     );
 }
 

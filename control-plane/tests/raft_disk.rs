@@ -272,7 +272,9 @@ async fn run(seed: u64, ignored: Option<SyncSite>) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_power_cut_loses_what_was_acknowledged() {
-    for seed in 0..300 {
+    // More of them for a long night: TRELLIS_SEEDS=100000.
+    let seeds = std::env::var("TRELLIS_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
+    for seed in 0..seeds {
         if let Err(loss) = run(seed, None).await {
             panic!("seed {seed}: {loss}");
         }

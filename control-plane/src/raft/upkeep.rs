@@ -28,7 +28,12 @@ struct Sizes {
     purged: u64,
     log_bytes: u64,
     state_bytes: u64,
+    /// Objects, events and remembered requests: what a snapshot writes one by one.
+    state_records: u64,
 }
+
+/// A snapshot may write this many records for each entry since the one before.
+const RECORDS_AN_ENTRY: u64 = 4;
 
 fn plan(tuning: &Tuning, now: &Sizes) -> Step {
     // Writing a state of 1 GB after every 32 MB of log would write far more than the log.
@@ -36,7 +41,12 @@ fn plan(tuning: &Tuning, now: &Sizes) -> Step {
     let since = now.applied.saturating_sub(now.snapshot);
     if now.log_bytes >= limit && now.snapshot > now.purged {
         Step::Purge(now.snapshot)
-    } else if since >= tuning.snapshot_entries || (now.log_bytes >= limit && since > 0) {
+    } else if since
+        >= tuning
+            .snapshot_entries
+            .max(now.state_records / RECORDS_AN_ENTRY)
+        || (now.log_bytes >= limit && since > 0)
+    {
         Step::Snapshot
     } else {
         Step::Nothing
@@ -62,12 +72,14 @@ pub(super) async fn run(
             let metrics = metrics.borrow_watched();
             let index =
                 |id: &Option<super::config::LogId>| id.as_ref().map_or(0, |id| id.index + 1);
+            let state = store.stats();
             Sizes {
                 applied: index(&metrics.last_applied),
                 snapshot: index(&metrics.snapshot),
                 purged: index(&metrics.purged),
                 log_bytes: log.bytes(),
-                state_bytes: store.stats().object_bytes as u64,
+                state_bytes: (state.object_bytes + state.history_bytes) as u64,
+                state_records: (state.objects + state.events + state.requests) as u64,
             }
         };
         let done = match plan(&tuning, &sizes) {
@@ -92,6 +104,7 @@ mod tests {
             purged,
             log_bytes,
             state_bytes: 1_000,
+            state_records: 100,
         }
     }
 

@@ -76,7 +76,11 @@ impl Objects {
 
     /// Puts a new version in place of the old one, which is answered.
     pub(super) fn put(&mut self, object: Arc<Versioned>) -> Option<Arc<Versioned>> {
-        let old = self.remove(&object.key);
+        self.bytes += object.weight();
+        let old = self.all.replace(ByKey(object.clone())).map(|o| o.0);
+        if let Some(old) = &old {
+            self.forget(old);
+        }
         for owner in &object.object.index.owners {
             insert(&mut self.by_owner, owner, &object);
         }
@@ -87,26 +91,29 @@ impl Objects {
                 insert(self.by_field.entry(field).or_default(), value, &object);
             }
         }
-        self.bytes += object.weight();
-        self.all.insert(ByKey(object));
         old
     }
 
     /// Removes an object, which is answered.
     pub(super) fn remove(&mut self, key: &Key) -> Option<Arc<Versioned>> {
         let old = self.all.take(key)?.0;
+        self.forget(&old);
+        Some(old)
+    }
+
+    /// Takes a version out of the lookups and the sum.
+    fn forget(&mut self, old: &Versioned) {
         for owner in &old.object.index.owners {
-            remove(&mut self.by_owner, owner, key);
+            remove(&mut self.by_owner, owner, &old.key);
         }
         for field in INDEXED_FIELDS {
             if let Some(value) = old.object.index.field(field)
                 && let Some(lookup) = self.by_field.get_mut(field)
             {
-                remove(lookup, value, key);
+                remove(lookup, value, &old.key);
             }
         }
         self.bytes -= old.weight();
-        Some(old)
     }
 
     /// Objects with this owner, of any kind, in key order.

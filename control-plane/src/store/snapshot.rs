@@ -30,7 +30,7 @@ const VERSION: u8 = 1;
 /// Largest record accepted on reading: an object at its limit with generous index keys.
 const MAX_RECORD: u32 = 16 * 1024 * 1024;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 enum Record {
     Head(Head),
     Version {
@@ -53,7 +53,32 @@ enum Record {
     },
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+/// The same for writing, by reference: a snapshot is many small records, and copying each would
+/// cost more than encoding it. Variants and fields stand in [`Record`]'s order.
+#[derive(Serialize)]
+enum RecordRef<'a> {
+    Head(&'a Head),
+    Version {
+        live: bool,
+        version: &'a Versioned,
+    },
+    Event(EventRecord),
+    System {
+        key: &'a str,
+        value: &'a Bytes,
+        revision: u64,
+    },
+    Request {
+        key: [u8; 16],
+        at_millis: u64,
+        revisions: &'a [u64],
+    },
+    End {
+        records: u64,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 struct Head {
     revision: u64,
     sys_revision: u64,
@@ -93,7 +118,7 @@ pub enum SnapshotError {
 /// The state at one moment, by reference.
 #[derive(Debug)]
 pub struct Capture {
-    head: (u64, u64, u64, u32, u64, BTreeMap<String, u64>),
+    head: Head,
     live: Vec<Arc<Versioned>>,
     events: Vec<Event>,
     system: Vec<(String, SysValue)>,
@@ -106,14 +131,14 @@ impl Store {
         self.read(|s| {
             let (events, floor, dropped) = s.history().parts();
             Capture {
-                head: (
-                    s.revision,
-                    s.sys_revision,
-                    s.logged_millis,
-                    s.feature_level,
+                head: Head {
+                    revision: s.revision,
+                    sys_revision: s.sys_revision,
+                    logged_millis: s.logged_millis,
+                    feature_level: s.feature_level,
                     floor,
-                    dropped.clone(),
-                ),
+                    dropped: dropped.clone(),
+                },
                 live: s.objects().iter().cloned().collect(),
                 events: events.iter().cloned().collect(),
                 system: s
@@ -130,7 +155,7 @@ impl Store {
 impl Capture {
     /// The revision it is of.
     pub fn revision(&self) -> u64 {
-        self.head.0
+        self.head.revision
     }
 
     /// Writes it.
@@ -142,33 +167,12 @@ impl Capture {
             records: 0,
             buffer: Vec::new(),
         };
-        let (revision, sys_revision, logged_millis, feature_level, floor, dropped) =
-            self.head.clone();
-        sink.put(&Record::Head(Head {
-            revision,
-            sys_revision,
-            logged_millis,
-            feature_level,
-            floor,
-            dropped,
-        }))?;
-        let mut versions: BTreeMap<u64, (&Arc<Versioned>, bool)> = BTreeMap::new();
-        for event in &self.events {
-            for version in [&event.old, &event.new].into_iter().flatten() {
-                versions.insert(version.revision, (version, false));
-            }
-        }
-        for version in &self.live {
-            versions.insert(version.revision, (version, true));
-        }
-        for (version, live) in versions.into_values() {
-            sink.put(&Record::Version {
-                live,
-                version: Versioned::clone(version),
-            })?;
+        sink.put(&RecordRef::Head(&self.head))?;
+        for (version, live) in self.versions() {
+            sink.put(&RecordRef::Version { live, version })?;
         }
         for e in &self.events {
-            sink.put(&Record::Event(EventRecord {
+            sink.put(&RecordRef::Event(EventRecord {
                 revision: e.revision,
                 txn_end: e.txn_end,
                 old: e.old.as_ref().map(|v| v.revision),
@@ -176,21 +180,32 @@ impl Capture {
             }))?;
         }
         for (key, value) in &self.system {
-            sink.put(&Record::System {
-                key: key.clone(),
-                value: value.value.clone(),
+            sink.put(&RecordRef::System {
+                key,
+                value: &value.value,
                 revision: value.revision,
             })?;
         }
         for r in &self.requests {
-            sink.put(&Record::Request {
+            sink.put(&RecordRef::Request {
                 key: r.key.to_be_bytes(),
                 at_millis: r.at_millis,
-                revisions: r.revisions.to_vec(),
+                revisions: &r.revisions,
             })?;
         }
         let records = sink.records;
-        sink.put(&Record::End { records })
+        sink.put(&RecordRef::End { records })
+    }
+
+    /// Each version once, by revision, and whether it is live.
+    fn versions(&self) -> Vec<(&Versioned, bool)> {
+        let told = self.events.iter().flat_map(|e| [&e.old, &e.new]).flatten();
+        let mut versions: Vec<(&Versioned, bool)> = told.map(|v| (&**v, false)).collect();
+        versions.extend(self.live.iter().map(|v| (&**v, true)));
+        // Live ones first among equals: those are kept.
+        versions.sort_unstable_by_key(|(v, live)| (v.revision, !live));
+        versions.dedup_by_key(|(v, _)| v.revision);
+        versions
     }
 }
 
@@ -201,7 +216,7 @@ struct Sink<'a, W> {
 }
 
 impl<W: Write> Sink<'_, W> {
-    fn put(&mut self, record: &Record) -> io::Result<()> {
+    fn put(&mut self, record: &RecordRef<'_>) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let buffer = postcard::to_extend(record, buffer).map_err(io::Error::other)?;

@@ -54,19 +54,27 @@ impl LeaderHooks for NoHooks {
     }
 }
 
+/// Where a member listens just now; another port after each start.
+type Listening = Arc<Mutex<Option<SocketAddr>>>;
+
 /// A link that carries bytes until it is cut; a cut one carries nothing and closes nothing.
-pub async fn proxy(to: SocketAddr, cut: watch::Receiver<bool>) -> SocketAddr {
+async fn proxy(to: Listening, cut: watch::Receiver<bool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
-            let cut = cut.clone();
+            let (cut, to) = (cut.clone(), to.clone());
             tokio::spawn(async move {
                 let mut open = cut.clone();
                 if open.wait_for(|c| !*c).await.is_err() {
                     return;
                 }
-                let Ok(far) = TcpStream::connect(to).await else { return };
+                let Some(to) = *to.lock().unwrap() else {
+                    return;
+                };
+                let Ok(far) = TcpStream::connect(to).await else {
+                    return;
+                };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 let (near_in, near_out) = near.into_split();
                 let (far_in, far_out) = far.into_split();
@@ -115,7 +123,7 @@ pub struct Cluster {
     pub tuning: Tuning,
     pub disk: Arc<dyn Disk>,
     dirs: TempDir,
-    addresses: BTreeMap<u64, SocketAddr>,
+    listening: BTreeMap<u64, Listening>,
     cuts: BTreeMap<(u64, u64), watch::Sender<bool>>,
     dialers: BTreeMap<u64, PlainDialer>,
 }
@@ -139,20 +147,14 @@ impl Cluster {
     pub async fn prepare(count: u64, tuning: Tuning) -> Self {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
-        let mut addresses = BTreeMap::new();
-        let mut dialers = BTreeMap::new();
-        for id in 1..=count {
-            // Reserved by binding once; the member binds it again.
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            addresses.insert(id, listener.local_addr().unwrap());
-            dialers.insert(id, PlainDialer::default());
-        }
+        let listening: BTreeMap<u64, Listening> = (1..=count).map(|id| (id, Listening::default())).collect();
+        let dialers: BTreeMap<u64, PlainDialer> = (1..=count).map(|id| (id, PlainDialer::default())).collect();
         let mut cuts = BTreeMap::new();
         for from in 1..=count {
             for to in (1..=count).filter(|to| *to != from) {
                 let (cut, seen) = watch::channel(false);
-                let via = proxy(addresses[&to], seen).await;
-                dialers[&from].routes.lock().unwrap().insert(addresses[&to].to_string(), via);
+                let via = proxy(listening[&to].clone(), seen).await;
+                dialers[&from].routes.lock().unwrap().insert(address(to), via);
                 cuts.insert((from, to), cut);
             }
         }
@@ -161,19 +163,14 @@ impl Cluster {
             tuning,
             disk: Arc::new(RealDisk),
             dirs: TempDir::new().unwrap(),
-            addresses,
+            listening,
             cuts,
             dialers,
         }
     }
 
     pub async fn start(&mut self, id: u64) {
-        let member = Member {
-            id,
-            name: format!("n{id}"),
-            api_address: format!("api-{id}"),
-            peer_address: self.addresses[&id].to_string(),
-        };
+        let member = Member { id, name: format!("n{id}"), api_address: format!("api-{id}"), peer_address: address(id) };
         let dir = self.dirs.path().join(format!("member-{id}"));
         let options = Options {
             id,
@@ -186,12 +183,12 @@ impl Cluster {
         };
         let (consensus, services) = start(options, Store::default()).await.unwrap();
         let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let address = self.addresses[&id];
         let (ready, bound) = tokio::sync::oneshot::channel();
         server.spawn(async move {
-            let listener = eventually_bind(address).await;
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let at = listener.local_addr().unwrap();
             let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-            ready.send(()).unwrap();
+            ready.send(at).unwrap();
             Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_millis(500)))
                 .http2_keepalive_timeout(Some(Duration::from_millis(500)))
@@ -202,13 +199,14 @@ impl Cluster {
                 .serve_with_incoming(incoming)
                 .await
         });
-        bound.await.unwrap();
+        *self.listening[&id].lock().unwrap() = Some(bound.await.unwrap());
         self.nodes.insert(id, Node { member, consensus, dir, server: Some(server) });
     }
 
     /// Stops a member; its folder stays.
     pub async fn stop(&mut self, id: u64) {
         if let Some(node) = self.nodes.remove(&id) {
+            *self.listening[&id].lock().unwrap() = None;
             let consensus = node.consensus.clone();
             drop(node);
             consensus.shutdown().await;
@@ -246,15 +244,9 @@ impl Cluster {
     }
 }
 
-async fn eventually_bind(address: SocketAddr) -> TcpListener {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(e) if Instant::now() > deadline => panic!("cannot bind {address}: {e}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
+/// A member's name on the "network": dialers know where it leads.
+fn address(id: u64) -> String {
+    format!("member-{id}:2380")
 }
 
 /// Polls until `check` gives something.

@@ -18,7 +18,7 @@ struct Slot {
     /// Which append it came with: an index can be appended anew after a truncation.
     append: u64,
     /// Kept until it is on disk, and as long as there is room.
-    cached: Option<Entry>,
+    cached: Option<Box<Entry>>,
     place: Option<Place>,
 }
 
@@ -78,7 +78,7 @@ impl Memory {
             self.slots.push_back(Slot {
                 log_id: entry.log_id,
                 append: self.appends,
-                cached: Some(entry.clone()),
+                cached: Some(Box::new(entry.clone())),
                 place: None,
             });
         }
@@ -181,7 +181,7 @@ impl Memory {
             let looked = match (&slot.cached, slot.place) {
                 (Some(entry), _) => {
                     bytes += weight(entry);
-                    Looked::Here(entry.clone())
+                    Looked::Here(Entry::clone(entry))
                 }
                 (None, Some(place)) => {
                     bytes += place.length as usize;
