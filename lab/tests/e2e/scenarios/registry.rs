@@ -165,7 +165,7 @@ pub fn real_software(cluster: &mut Cluster) -> Outcome {
                 "containers": [{"name": "c", "image": format!("{REGISTRY}/library/{image}:1")}]}})
     };
     let mut client = pod("client", "redis", "n5");
-    client["spec"]["containers"][0]["command"] = json!(["/usr/bin/redis-server", "--port", "0"]);
+    client["spec"]["containers"][0]["command"] = json!(["/usr/bin/redis-server", "--port", "6380"]);
     cluster.apply("redis.json", &pod("redis", "redis", "n4").to_string());
     cluster.apply("client.json", &client.to_string());
     cluster.apply("box.json", &pod("box", "busybox", "n2").to_string());
