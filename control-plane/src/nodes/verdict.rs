@@ -23,6 +23,11 @@ use super::leases::{LEASE_TTL, OVERDUE_AFTER};
 /// (0.5 + 0.5 s); only a silence longer than that makes a node NotReady that gossip sees alive.
 pub const SILENT_HOLD: Duration = Duration::from_millis(800);
 
+/// When the network between halves of a cluster heals, agents are heard again one after another:
+/// each first notices its dead connection (1 s), then tries the members in turn (1 s each). Until
+/// all had the time for it, the last of them must not be taken for the only ones lost.
+pub const RETURN_HOLD: Duration = Duration::from_secs(5);
+
 /// What the control plane holds of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -77,6 +82,8 @@ pub struct Assessor {
     tracks: BTreeMap<Arc<str>, Track>,
     signals: Known,
     lost: usize,
+    /// After more than half were lost: until then they may return before anybody is evicted.
+    held_until: Option<Instant>,
     gossip_trusted: bool,
 }
 
@@ -103,10 +110,10 @@ impl Assessor {
         self.tracks.get(node).copied()
     }
 
-    /// More than half of the nodes are lost (or overdue): nothing is evicted, since it is more
-    /// likely us.
+    /// More than half of the nodes are lost (or overdue), or were a moment ago: nothing is
+    /// evicted, since it is more likely us.
     pub fn suspended(&self) -> bool {
-        self.lost * 2 > self.tracks.len()
+        self.held_until.is_some()
     }
 
     /// New signals. Nodes without a lease in them keep the renewal known before.
@@ -140,6 +147,11 @@ impl Assessor {
             }
         }
         self.lost = lost;
+        self.held_until = match self.held_until {
+            _ if lost * 2 > self.tracks.len() => Some(now + RETURN_HOLD),
+            Some(until) if lost > 0 && now < until => Some(until),
+            _ => None,
+        };
         changed
     }
 
@@ -156,7 +168,7 @@ impl Assessor {
             };
             marks.iter().find(|m| **m > age).map(|m| renewed + *m)
         });
-        steps.min()
+        steps.chain(self.held_until.filter(|until| *until > now)).min()
     }
 
     fn age(&self, node: &str, now: Instant) -> Duration {

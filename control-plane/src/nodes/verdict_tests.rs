@@ -122,6 +122,33 @@ fn nodes_that_die_together_suspend_eviction_before_the_first_one_is_evicted() {
 }
 
 #[test]
+fn the_last_to_return_after_a_mass_loss_is_waited_for() {
+    let t0 = Instant::now();
+    let mut a = Assessor::default();
+    nodes(&mut a, &["a", "b", "c", "d", "e"], t0);
+    let dead = view(&[("c", true), ("d", true), ("e", true)], true);
+    let t1 = t0 + ms(3000);
+    a.set_signals(Signals { renewed: renewed(&["a", "b"], t1), gossip: dead });
+    a.assess(t1);
+    assert!(a.suspended());
+    // c and d are heard, e is still on its way: it alone is lost now.
+    let late = view(&[("e", true)], true);
+    let t2 = t1 + ms(500);
+    a.set_signals(Signals { renewed: renewed(&["a", "b", "c", "d"], t2), gossip: late });
+    a.assess(t2);
+    assert_eq!(a.track("e").unwrap().standing, Standing::Dead);
+    assert!(a.suspended(), "e has had no time yet");
+    let end = t1 + RETURN_HOLD;
+    let names = ["a", "b", "c", "d"];
+    a.set_signals(Signals { renewed: renewed(&names, end - ms(1)), gossip: None });
+    a.assess(end - ms(1));
+    assert!(a.suspended());
+    assert_eq!(a.next_deadline(end - ms(1)), Some(end), "it wakes by itself");
+    a.assess(end);
+    assert!(!a.suspended(), "e did not return: it is lost for good");
+}
+
+#[test]
 fn a_leader_whose_netd_is_cut_off_does_not_believe_it() {
     let t0 = Instant::now();
     let mut a = Assessor::default();
