@@ -17,6 +17,7 @@ use crate::{
     server,
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -75,7 +76,8 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> anyhow::
     api::lease::start(ctx.conn.clone(), config.node_name.clone());
     let pki = settings.config_dir.join("pki");
     api::renew::start(ctx.conn.clone(), credentials.clone(), pki, config.node_name.clone());
-    tokio::spawn(follow_members(settings.config_dir.clone(), ctx.conn.clone()));
+    let (config_dir, run_dir) = (settings.config_dir.clone(), settings.run_dir.clone());
+    tokio::spawn(api::members::follow(config_dir, run_dir, config.clone(), ctx.conn.clone()));
     tokio::spawn(manager::run(ctx, network_tx));
     notify_ready();
     tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "node agent runs");
@@ -119,13 +121,8 @@ async fn wait<T, E: std::fmt::Display>(what: &str, mut load: impl FnMut() -> Res
     }
 }
 
-fn endpoints(config: &NodeConfig) -> Vec<String> {
-    let local = config.api_unix_socket.iter().map(|p| format!("unix://{}", p.display()));
-    local.chain(config.api_endpoints()).collect()
-}
-
 fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentials>) -> anyhow::Result<Arc<Context>> {
-    let conn = Connection::new(endpoints(config), ClientTls::to_member(credentials)?);
+    let conn = Connection::new(api::members::endpoints(config, &BTreeSet::new()), ClientTls::to_member(credentials)?);
     let mut insecure = config.insecure_registries.clone();
     insecure.extend(settings.insecure_registries.clone());
     let options = Options { insecure_registries: insecure, ..Options::default() };
@@ -148,36 +145,6 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
         clock: Clock::start(),
         conn,
     }))
-}
-
-/// Membership changes reach the agent through node.json and the members' own answers.
-async fn follow_members(config_dir: PathBuf, conn: Connection) {
-    /// New members are few and old ones stay reachable while they are added.
-    const EVERY: Duration = Duration::from_secs(30);
-    loop {
-        tokio::time::sleep(EVERY).await;
-        let call = conn.call(|chan| async move {
-            let mut client = trellis_proto::api::cluster_client::ClusterClient::new(chan);
-            client.status(trellis_proto::api::StatusRequest {}).await
-        });
-        let Ok(mut config) = NodeConfig::load(&config_dir) else { continue };
-        if let Ok(reply) = call.await {
-            let members = reply.into_inner().members;
-            let known = members.into_iter().filter(|m| !m.api_address.is_empty()).map(|m| {
-                trellis_proto::node_config::MemberAddress {
-                    id: m.id,
-                    name: m.name,
-                    api_address: m.api_address,
-                    peer_address: m.peer_address,
-                }
-            });
-            let known: Vec<_> = known.collect();
-            if !known.is_empty() {
-                config.members = known;
-            }
-        }
-        conn.set_endpoints(endpoints(&config));
-    }
 }
 
 /// Tells a service manager that waits for it (sd_notify).

@@ -2,6 +2,7 @@
 //! [`watch`] and [`refs`] read, [`status`], [`node`], [`lease`], [`events`] and [`renew`] write.
 pub mod events;
 pub mod lease;
+pub mod members;
 pub mod node;
 pub mod refs;
 pub mod renew;
