@@ -214,7 +214,7 @@ fn pausing_stops_and_resuming_goes_on() {
 
 fn start(bare: &Bare, name: &str, argv: &[&str]) {
     let argv = argv.iter().map(|a| (*a).to_owned()).collect();
-    let daemon = DaemonSpec { name: name.to_owned(), argv, env: BTreeMap::new() };
+    let daemon = DaemonSpec { name: name.to_owned(), argv, env: BTreeMap::new(), user: None };
     bare.lab.start_daemon("n1", daemon).unwrap();
 }
 

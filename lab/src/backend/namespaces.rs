@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::SocketAddr,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::lchown, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -16,7 +16,7 @@ use crate::{
     cgroup::CgroupDir,
     fault::underlay::{Plug, Underlay},
     http::{self, Response},
-    layout::Layout,
+    layout::{Layout, NodeLayout},
     netns,
     node::{
         CONTROL_SOCKET, NodeSpec,
@@ -265,6 +265,9 @@ impl Backend for Namespaces {
     }
 
     fn start_daemon(&self, node: &str, daemon: DaemonSpec) -> Result<()> {
+        if let Some(user) = daemon.user {
+            give_folders(&self.layout.node(node), &daemon.name, user)?;
+        }
         control::ask(&self.control(node)?, &Request::Start { daemon }).map(drop)
     }
 
@@ -312,6 +315,30 @@ fn check_root() -> Result<()> {
         what: "a lab is made of network, mount and PID namespaces, which needs root".to_owned(),
         how: "run it with sudo".to_owned(),
     })
+}
+
+/// Gives a daemon that is not root what it must read and write: the node's configuration (the
+/// other daemons' keys excepted), its data folder, and the folder that its socket is made in.
+fn give_folders(node: &NodeLayout, daemon: &str, user: u32) -> Result<()> {
+    let data = node.path("data").join(daemon);
+    fs::create_dir_all(&data).map_err(Error::io(data.display().to_string()))?;
+    let own = |path: &Path| lchown(path, Some(user), Some(user)).map_err(Error::io(path.display().to_string()));
+    own(&node.path("run"))?;
+    let mut folders = vec![node.path("etc"), data];
+    while let Some(folder) = folders.pop() {
+        own(&folder)?;
+        let shown = folder.display().to_string();
+        for entry in fs::read_dir(&folder).map_err(Error::io(shown.clone()))? {
+            let path = entry.map_err(Error::io(shown.clone()))?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+                folders.push(path);
+            } else if !name.starts_with("agent.") && !name.starts_with("netd.") {
+                own(&path)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes what is in a folder, not the folder: it may be mounted elsewhere.

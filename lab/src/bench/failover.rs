@@ -52,7 +52,8 @@ pub(super) fn node(bench: &mut Bench<'_>) -> Result<()> {
         let on_leader = round % 2 == 0;
         let victim = if on_leader { leader } else { other(bench, &leader)? };
         bench.api.apply(&deployment(&victim))?;
-        let old = wait::until("the Pod runs", LIMIT, || running(bench.api, |p| p["spec"]["nodeName"] == victim.as_str()))?;
+        let old =
+            wait::until("the Pod runs", LIMIT, || running(bench.api, |p| p["spec"]["nodeName"] == victim.as_str()))?;
         let begin = Instant::now();
         bench.lab.kill(&victim)?;
         wait::until("the replacement runs", LIMIT, || {
@@ -70,7 +71,12 @@ pub(super) fn node(bench: &mut Bench<'_>) -> Result<()> {
 
 fn add(bench: &mut Bench<'_>, name: &str, seconds: &[f64], aim_max: f64) {
     let max = seconds.iter().copied().fold(0.0, f64::max);
-    bench.report.add(Figure::limit(format!("{name}, median of {}", seconds.len()), "s", seconds.to_vec(), Aim::AtMost(aim_max)));
+    bench.report.add(Figure::limit(
+        format!("{name}, median of {}", seconds.len()),
+        "s",
+        seconds.to_vec(),
+        Aim::AtMost(aim_max),
+    ));
     bench.report.add(Figure::limit(format!("{name}, max"), "s", vec![max], Aim::AtMost(aim_max)));
 }
 
@@ -136,7 +142,11 @@ fn revive(bench: &Bench<'_>, node: &str) -> Result<()> {
         let ready: BTreeSet<String> = bench.api.ready_nodes().map_err(|e| e.to_string())?.into_iter().collect();
         let status = bench.api.status().map_err(|e| e.to_string())?;
         let caught_up = status.members.iter().all(|m| m.reachable);
-        if ready == all && caught_up { Ok(()) } else { Err(format!("Ready: {ready:?}, members caught up: {caught_up}")) }
+        if ready == all && caught_up {
+            Ok(())
+        } else {
+            Err(format!("Ready: {ready:?}, members caught up: {caught_up}"))
+        }
     })?;
     thread::sleep(wait::PERIOD);
     Ok(())

@@ -66,7 +66,12 @@ pub fn run(exe: PathBuf, bin_dir: PathBuf, request: &Request) -> Result<()> {
     lab.create()?;
     let mut report = Report::default();
     let measured = up::bring_up(&lab, lab.layout(), &progress).and_then(|()| {
-        report.add(Figure::limit("lab up, 5 nodes Ready", "s", vec![progress.elapsed().as_secs_f64()], Aim::AtMost(10.0)));
+        report.add(Figure::limit(
+            "lab up, 5 nodes Ready",
+            "s",
+            vec![progress.elapsed().as_secs_f64()],
+            Aim::AtMost(10.0),
+        ));
         measure(&lab, &progress, &mut report, request)
     });
     progress.finish();

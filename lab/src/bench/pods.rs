@@ -39,10 +39,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const KUBE_APISERVER: [(usize, f64); 2] = [(16, 967.0), (64, 1128.0)];
 
 pub(super) fn creates(bench: &mut Bench<'_>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::io("start a runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("start a runtime"))?;
     let connections = connections(bench, CONNECTIONS)?;
     let serial = Arc::new(AtomicU64::new(0));
     for (clients, kube) in KUBE_APISERVER {

@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     backend::{Backend, Output},
     layout::Layout,
-    node::{NODE_BIN, control::DaemonSpec},
+    node::{NODE_BIN, TRELLIS_USER, control::DaemonSpec},
     progress::Progress,
     topology::{Node, Topology},
     wait,
@@ -180,6 +180,8 @@ pub fn daemons_of(node: &Node) -> Vec<DaemonSpec> {
         name: name.to_owned(),
         argv: vec![format!("{NODE_BIN}/trellis-{name}")],
         env: env.clone(),
+        // The one daemon that needs no privilege runs without any.
+        user: (name == "control-plane").then_some(TRELLIS_USER),
     };
     names.into_iter().map(spec).collect()
 }

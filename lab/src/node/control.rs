@@ -53,6 +53,9 @@ pub struct DaemonSpec {
     pub argv: Vec<String>,
     /// Environment beside PATH and HOME.
     pub env: BTreeMap<String, String>,
+    /// User and group it runs as; root when absent.
+    #[serde(default)]
+    pub user: Option<u32>,
 }
 
 /// How a daemon is.

@@ -128,8 +128,12 @@ fn run(daemon: &DaemonSpec) -> Result<i32> {
     };
     let log = spawn::append(&Path::new(LOGS).join(format!("{}.log", daemon.name)))?;
     let errors = log.try_clone().map_err(Error::io("share a log"))?;
+    let mut command = Command::new(program);
+    if let Some(user) = daemon.user {
+        command.uid(user).gid(user);
+    }
     // Not waited for here: `reap` does it for every child.
-    let child = Command::new(program)
+    let child = command
         .args(args)
         .env_clear()
         .env("PATH", NODE_PATH)

@@ -26,6 +26,8 @@ use crate::cgroup::CgroupDir;
 pub const NODE_BIN: &str = "/opt/trellis/bin";
 /// What is looked up first on a node.
 pub const NODE_PATH: &str = "/opt/trellis/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The ordinary user that the control plane runs as on a node; no machine has it already.
+pub const TRELLIS_USER: u32 = 64_646;
 /// The init's control socket below the node's `lab` folder.
 pub const CONTROL_SOCKET: &str = "control.sock";
 

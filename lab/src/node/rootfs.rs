@@ -16,7 +16,7 @@ use nix::{
     unistd::{chdir, pivot_root},
 };
 
-use super::{NODE_BIN, NodeSpec};
+use super::{NODE_BIN, NodeSpec, TRELLIS_USER};
 use crate::{Error, Result, cgroup, layout::NodeLayout};
 
 /// Size of what a node may write beside its folders; memory is used only as it is written.
@@ -200,6 +200,13 @@ fn write_identity(spec: &NodeSpec, root: &Path) -> Result<()> {
         ("etc/resolv.conf", "# The lab's networks have no way out: there is nobody to ask.\n".to_owned()),
         ("etc/machine-id", format!("{machine_id}\n")),
     ];
+    let user = format!("trellis:x:{TRELLIS_USER}:{TRELLIS_USER}::/var/lib/trellis:/usr/sbin/nologin\n");
+    for (name, line) in [("etc/passwd", user), ("etc/group", format!("trellis:x:{TRELLIS_USER}:\n"))] {
+        let path = root.join(name);
+        let mut text = fs::read_to_string(&path).map_err(Error::io(path.display().to_string()))?;
+        text.push_str(&line);
+        fs::write(&path, text).map_err(Error::io(path.display().to_string()))?;
+    }
     for (name, text) in files {
         let path = root.join(name);
         let _ = fs::remove_file(&path);

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn spec(name: &str) -> DaemonSpec {
-        DaemonSpec { name: name.to_owned(), argv: vec!["x".to_owned()], env: BTreeMap::new() }
+        DaemonSpec { name: name.to_owned(), argv: vec!["x".to_owned()], env: BTreeMap::new(), user: None }
     }
 
     #[test]

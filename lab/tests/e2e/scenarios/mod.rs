@@ -12,6 +12,8 @@ mod workloads;
 use crate::harness::Scenario;
 
 pub const ALL: &[Scenario] = &[
+    // First: seconds after the others joined through n1, they must do without it.
+    Scenario { name: "the_first_members_death_right_after_up_is_survived", body: slice::survives_the_first_member },
     Scenario { name: "a_deployment_spreads_and_answers_across_nodes", body: slice::spreads_and_answers },
     Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
     Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },

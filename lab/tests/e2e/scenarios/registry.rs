@@ -110,7 +110,10 @@ fn start_registry(cluster: &Cluster) {
     );
     fs::write(data.join("registry.yml"), config).unwrap();
     let argv = ["docker-registry", "serve", "/var/lib/trellis/registry.yml"].map(str::to_owned).to_vec();
-    cluster.lab.start_daemon(HOME, DaemonSpec { name: "registry".to_owned(), argv, env: BTreeMap::new() }).unwrap();
+    cluster
+        .lab
+        .start_daemon(HOME, DaemonSpec { name: "registry".to_owned(), argv, env: BTreeMap::new(), user: None })
+        .unwrap();
     for recipe in RECIPES {
         let source = format!("oci:/var/lib/trellis/images/layout:{}", recipe.name);
         let target = format!("docker://{REGISTRY}/library/{}:1", recipe.name);

@@ -38,15 +38,25 @@ pub fn spreads_and_answers(cluster: &mut Cluster) -> Outcome {
     Outcome::Passed
 }
 
+pub fn survives_the_first_member(cluster: &mut Cluster) -> Outcome {
+    let before = deploy(cluster, 5);
+    power_cut(cluster, "n1", &before)
+}
+
 pub fn survives_a_power_cut(cluster: &mut Cluster) -> Outcome {
     let before = deploy(cluster, 3);
     let victim = before[0].node.clone();
+    power_cut(cluster, &victim, &before)
+}
+
+fn power_cut(cluster: &Cluster, victim: &str, before: &[Pod]) -> Outcome {
+    let count = before.len();
     let begin = Instant::now();
-    cluster.lab.kill(&victim).unwrap();
-    let pods = wait::until("three Pods elsewhere", LIMIT, || {
+    cluster.lab.kill(victim).unwrap();
+    let pods = wait::until("all Pods elsewhere", LIMIT, || {
         let living: Vec<Pod> =
             cluster.ready_pods("default", "app=web").into_iter().filter(|p| p.node != victim).collect();
-        if living.len() == 3 { Ok(living) } else { Err(cluster.describe("default", "app=web")) }
+        if living.len() == count { Ok(living) } else { Err(cluster.describe("default", "app=web")) }
     });
     let pods = pods.unwrap_or_else(|e| panic!("{e}"));
     eprintln!("  replaced {:.2} s after the power cut", begin.elapsed().as_secs_f64());
@@ -55,10 +65,10 @@ pub fn survives_a_power_cut(cluster: &mut Cluster) -> Outcome {
         wait::until(&format!("an answer of {}", pod.name), LIMIT, || cluster.ask(&from, &pod.address, web::PORT))
             .unwrap_or_else(|e| panic!("{e}"));
     }
-    cluster.start(&victim);
+    cluster.start(victim);
     cluster.wait_all_nodes_ready();
     // What ran on it before is gone, and nothing is doubled.
-    let after = cluster.wait_ready("default", "app=web", 3);
+    let after = cluster.wait_ready("default", "app=web", count);
     assert!(after.iter().all(|p| !before.iter().any(|b| b.node == victim && b.uid == p.uid)), "{after:?}");
     Outcome::Passed
 }
