@@ -58,16 +58,19 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What is told of a load: its name's end, its unit, how it is read off, its aim.
+type Part = (&'static str, &'static str, fn(&Load) -> f64, Aim);
+
 fn add(bench: &mut Bench<'_>, clients: usize, ours: &[Load], theirs: &[Load]) {
     let aim = if clients == 1 { 1.0 } else { 4.0 };
     let of = |loads: &[Load], f: fn(&Load) -> f64| loads.iter().map(f).collect::<Vec<_>>();
     let name = |what: &str| format!("API writes, {clients} clients{what}");
-    let pairs: [(&str, &'static str, fn(&Load) -> f64, Aim); 3] = [
+    let parts: [Part; 3] = [
         ("", "/s", |l| l.per_second, Aim::RatioAtLeast(aim)),
         (", p50", "ms", |l| l.p50_millis, Aim::RatioAtMost(1.0)),
         (", p99", "ms", |l| l.p99_millis, Aim::RatioAtMost(1.0)),
     ];
-    for (what, unit, f, aim) in pairs {
+    for (what, unit, f, aim) in parts {
         bench.report.add(Figure::beside(name(what), unit, of(ours, f), "etcd, 3 members", of(theirs, f), aim));
     }
 }
