@@ -21,6 +21,8 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(120);
 const NAME: &str = "survivor";
+/// One a node.
+const REPLICAS: usize = 5;
 
 /// Kills the leader's node and writes until a write is acknowledged again.
 pub(super) fn leader(bench: &mut Bench<'_>) -> Result<()> {
@@ -42,7 +44,7 @@ pub(super) fn leader(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Kills a node that runs the only Pod of a Deployment: every second time the leader's.
+/// Kills a node that runs one of five Pods: every second time the leader's.
 pub(super) fn node(bench: &mut Bench<'_>) -> Result<()> {
     workload::provide(bench.lab.layout(), bench.lab.bin_dir())?;
     let (mut plain, mut leading) = (Vec::new(), Vec::new());
@@ -51,13 +53,17 @@ pub(super) fn node(bench: &mut Bench<'_>) -> Result<()> {
         let leader = leader_of(bench.api)?;
         let on_leader = round % 2 == 0;
         let victim = if on_leader { leader } else { other(bench, &leader)? };
-        bench.api.apply(&deployment(&victim))?;
-        let old =
-            wait::until("the Pod runs", LIMIT, || running(bench.api, |p| p["spec"]["nodeName"] == victim.as_str()))?;
+        bench.api.apply(&deployment())?;
+        wait::until("a Pod runs on the victim", LIMIT, || {
+            let nodes = running_nodes(bench.api)?;
+            if nodes.len() >= REPLICAS && nodes.contains(&victim) { Ok(()) } else { Err(format!("Pods on {nodes:?}")) }
+        })?;
         let begin = Instant::now();
         bench.lab.kill(&victim)?;
-        wait::until("the replacement runs", LIMIT, || {
-            running(bench.api, |p| p["metadata"]["uid"] != old["metadata"]["uid"])
+        wait::until("as many Pods run on the others", LIMIT, || {
+            let nodes = running_nodes(bench.api)?;
+            let elsewhere = nodes.iter().filter(|n| **n != victim).count();
+            if elsewhere >= REPLICAS { Ok(()) } else { Err(format!("Pods on {nodes:?}")) }
         })?;
         if on_leader { &mut leading } else { &mut plain }.push(begin.elapsed().as_secs_f64());
         revive(bench, &victim)?;
@@ -93,17 +99,16 @@ fn other(bench: &Bench<'_>, leader: &str) -> Result<String> {
     other.map(|n| n.name.clone()).ok_or_else(|| Error::Topology("one node only".to_owned()))
 }
 
-/// Prefers the victim by a label that only weighs until it is dead: the first Pod is bound there
-/// by name, its replacement goes wherever there is room.
-fn deployment(victim: &str) -> Value {
+/// Spread by the scheduler, one Pod a node: whichever node is killed, one Pod is lost.
+fn deployment() -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": { "name": NAME, "namespace": "default" },
         "spec": {
-            "replicas": 5,
+            "replicas": REPLICAS,
             "selector": { "matchLabels": { "app": NAME } },
             "template": {
-                "metadata": { "labels": { "app": NAME }, "annotations": { "bench.trellis/victim": victim } },
+                "metadata": { "labels": { "app": NAME } },
                 "spec": {
                     "terminationGracePeriodSeconds": 0,
                     "containers": [{ "name": "web", "image": workload::web::IMAGE, "imagePullPolicy": "IfNotPresent" }],
@@ -113,18 +118,13 @@ fn deployment(victim: &str) -> Value {
     })
 }
 
-/// A Pod that the test takes, once five of the Deployment run that are not on their way out.
-fn running(api: &Api, wanted: impl Fn(&Value) -> bool) -> std::result::Result<Value, String> {
+/// The nodes of the Deployment's Pods that run and are not on their way out, a name a Pod.
+fn running_nodes(api: &Api) -> std::result::Result<Vec<String>, String> {
     let pods = api.list("Pod", "default", &format!("app={NAME}")).map_err(|e| e.to_string())?;
-    let live: Vec<&Value> = pods
+    let live = pods
         .iter()
-        .filter(|p| p["status"]["phase"] == "Running" && p["metadata"]["deletionTimestamp"].is_null())
-        .collect();
-    let ready = live.iter().find(|p| wanted(p));
-    match ready {
-        Some(pod) if live.len() >= 5 => Ok((*pod).clone()),
-        _ => Err(format!("{} Pods run", live.len())),
-    }
+        .filter(|p| p["status"]["phase"] == "Running" && p["metadata"]["deletionTimestamp"].is_null());
+    Ok(live.filter_map(|p| p["spec"]["nodeName"].as_str().map(str::to_owned)).collect())
 }
 
 fn gone(api: &Api) -> Result<()> {
