@@ -88,7 +88,10 @@ fn reason(s: &Status) -> String {
             Code::PermissionDenied => "Forbidden",
             Code::Unauthenticated => "Unauthorized",
             Code::ResourceExhausted => "TooManyRequests",
+            // What an event or a page is too old for is told with details; this is the transport.
+            Code::OutOfRange if s.message().contains("length too large") => "RequestEntityTooLarge",
             Code::OutOfRange => "Expired",
+            Code::FailedPrecondition => "BadRequest",
             Code::DeadlineExceeded => "Timeout",
             Code::Unavailable => "ServiceUnavailable",
             Code::Unimplemented => "MethodNotAllowed",

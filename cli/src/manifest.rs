@@ -32,6 +32,15 @@ pub struct Manifest {
     pub origin: String,
 }
 
+/// What the files hold: the objects, and why the rest of them cannot be used.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The objects.
+    pub manifests: Vec<Manifest>,
+    /// One error for each document that is no object of ours; the others are not held up by it.
+    pub unusable: Vec<CliError>,
+}
+
 /// How fields that the kind does not have are met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Validate {
@@ -45,24 +54,30 @@ pub enum Validate {
     Ignore,
 }
 
-/// Reads every object, in the order of the files. An error names the file and the document.
-pub fn load(source: &Source, session: &Session, validate: Validate) -> Result<Vec<Manifest>, CliError> {
+/// Reads every object, in the order of the files. A document that is no object of ours is set aside
+/// with an error that names it; a file that cannot be read stops everything.
+pub fn load(source: &Source, session: &Session, validate: Validate) -> Result<Loaded, CliError> {
     if source.filename.is_empty() {
         return Err(CliError::Usage("must specify manifests with -f FILE (- for stdin)".into()));
     }
-    let mut out = Vec::new();
+    let mut out = Loaded::default();
     for name in &source.filename {
         for (origin, text) in read(name, source.recursive)? {
-            let documents = yaml::parse(&text).map_err(|e| CliError::Local(format!("{origin}: {e}")))?;
-            for (i, document) in documents.into_iter().enumerate() {
+            for (i, document) in yaml::documents(&text).into_iter().enumerate() {
                 let origin = if i == 0 { origin.clone() } else { format!("{origin}, document {}", i + 1) };
-                for object in expand(document) {
-                    out.push(manifest(object, &origin, session, validate)?);
+                match document {
+                    Ok(document) => expand(document).into_iter().for_each(|object| {
+                        match manifest(object, &origin, session, validate) {
+                            Ok(m) => out.manifests.push(m),
+                            Err(e) => out.unusable.push(e),
+                        }
+                    }),
+                    Err(e) => out.unusable.push(CliError::Local(format!("{origin}: {e}"))),
                 }
             }
         }
     }
-    if out.is_empty() {
+    if out.manifests.is_empty() && out.unusable.is_empty() {
         return Err(CliError::Local("no objects passed: the files hold no manifest".into()));
     }
     Ok(out)
@@ -133,26 +148,7 @@ fn expand(document: Value) -> Vec<Value> {
 }
 
 fn manifest(mut object: Value, origin: &str, session: &Session, validate: Validate) -> Result<Manifest, CliError> {
-    let said = |e: &dyn std::fmt::Display| CliError::Local(format!("{origin}: {e}"));
-    let kind = Object::kind_of_value(&object).map_err(|e| said(&e))?;
-    let (_, unknown) = Object::from_value(kind, &object).map_err(|e| said(&e))?;
-    let named = |f: &String| format!("unknown field {f:?}");
-    match validate {
-        Validate::Strict if !unknown.is_empty() => {
-            let list: Vec<String> = unknown.iter().map(named).collect();
-            let name = identity(&object).1;
-            return Err(CliError::Local(format!(
-                "{origin}: {kind} {name:?}: strict decoding error: {} (--validate=warn sends it all the same)",
-                list.join(", ")
-            )));
-        }
-        Validate::Warn => {
-            for f in &unknown {
-                eprintln!("Warning: {}", named(f));
-            }
-        }
-        _ => {}
-    }
+    let kind = Object::kind_of_value(&object).map_err(|e| CliError::Local(format!("{origin}: {e}")))?;
     if kind.namespaced() {
         let own = identity(&object).0.to_owned();
         if own.is_empty() {
@@ -167,5 +163,53 @@ fn manifest(mut object: Value, origin: &str, session: &Session, validate: Valida
             )));
         }
     }
+    check(kind, &object, validate).map_err(|e| CliError::Local(format!("{origin}: {e}")))?;
     Ok(Manifest { kind, object, origin: origin.to_owned() })
+}
+
+/// Refuses wrong types, and unknown fields unless told otherwise. Whoever mistyped a field's name
+/// hears of the manifest's other problems too, not one round later.
+fn check(kind: Kind, object: &Value, validate: Validate) -> Result<(), String> {
+    let (mut typed, unknown) = Object::from_value(kind, object).map_err(|e| e.to_string())?;
+    let named = |f: &String| format!("unknown field {f:?}");
+    match validate {
+        Validate::Strict if !unknown.is_empty() => {
+            let list: Vec<String> = unknown.iter().map(named).collect();
+            let mut text = format!(
+                "{kind} {:?}: strict decoding error: {} (--validate=warn sends it all the same)",
+                identity(object).1,
+                list.join(", ")
+            );
+            trellis_model::defaults::apply(&mut typed);
+            for problem in trellis_model::validate::create(&typed) {
+                text.push_str(&format!("\n* {problem}"));
+            }
+            return Err(text);
+        }
+        Validate::Warn => unknown.iter().for_each(|f| eprintln!("Warning: {}", named(f))),
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn a_mistyped_field_does_not_hide_other_problems() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"frobnicate": 1, "restartPolicy": "Sometimes", "containers": [{"name": "a", "imagee": "x"}]}});
+        let told = check(Kind::Pod, &pod, Validate::Strict).unwrap_err();
+        for want in [
+            "unknown field \"spec.frobnicate\"",
+            "unknown field \"spec.containers[0].imagee\"",
+            "\n* spec.containers[0].image: Required value",
+            "\n* spec.restartPolicy: Unsupported value: \"Sometimes\"",
+        ] {
+            assert!(told.contains(want), "{want} is missing in {told}");
+        }
+        assert!(check(Kind::Pod, &pod, Validate::Ignore).is_ok());
+    }
 }

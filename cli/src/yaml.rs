@@ -16,8 +16,46 @@ pub fn parse(text: &str) -> Result<Vec<Value>, String> {
     }
     let mut options = serde_saphyr::Options::default();
     options.legacy_octal_numbers = true;
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options).map_err(|e| e.to_string())?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options).map_err(|e| {
+        let told = e.to_string();
+        told.strip_prefix("error: ").map(str::to_owned).unwrap_or(told)
+    })?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// The documents of a text, each on its own: one that cannot be read leaves the others as they are.
+pub fn documents(text: &str) -> Vec<Result<Value, String>> {
+    match parse(text) {
+        Ok(all) => all.into_iter().map(Ok).collect(),
+        // Only a text that cannot be read as a whole is cut, where YAML says a document begins.
+        Err(whole) => match cut(text) {
+            pieces if pieces.len() < 2 => vec![Err(whole)],
+            pieces => pieces
+                .iter()
+                .flat_map(|p| match parse(p) {
+                    Ok(all) => all.into_iter().map(Ok).collect(),
+                    Err(e) => vec![Err(e)],
+                })
+                .collect(),
+        },
+    }
+}
+
+/// One text per document, each after as many empty lines as stood before it, so that errors name
+/// the line of the file.
+fn cut(text: &str) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    for (at, line) in text.lines().enumerate() {
+        let begins = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+        if begins {
+            pieces.push("\n".repeat(at));
+        }
+        if let Some(piece) = pieces.last_mut() {
+            piece.push_str(line);
+            piece.push('\n');
+        }
+    }
+    pieces
 }
 
 /// Keys in alphabetical order at every depth, as kubectl prints them.
@@ -184,6 +222,17 @@ mod tests {
         assert!(parse("a: 1\na: 2").is_err(), "a key twice is a mistake");
         assert!(parse("a: [").is_err());
         assert_eq!(parse("").unwrap(), Vec::<Value>::new());
+    }
+
+    #[test]
+    fn a_broken_document_leaves_the_others() {
+        let read = documents("a: 1\n---\nb: {\n--- # two\nc: |\n  --- text\n");
+        assert_eq!(read.len(), 3);
+        assert_eq!(read[0], Ok(json!({"a":1})));
+        let told = read[1].clone().unwrap_err();
+        assert!(told.contains("line 3"), "{told}");
+        assert_eq!(read[2], Ok(json!({"c":"--- text\n"})));
+        assert_eq!(documents("b: {").len(), 1);
     }
 
     #[test]

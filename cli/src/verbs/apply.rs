@@ -5,7 +5,7 @@ use trellis_proto::api::ApplyOutcome;
 use super::{DryRun, Failures};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Source, Validate};
+use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output::{self, Format};
 use crate::session::Session;
 
@@ -33,9 +33,9 @@ pub struct Args {
 /// Applies every manifest; goes on after an error.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let mut manifests = manifest::load(&args.source, &session, args.validate)?;
+    let Loaded { mut manifests, unusable } = manifest::load(&args.source, &session, args.validate)?;
     manifest::in_order(&mut manifests);
-    let mut failures = Failures::new();
+    let mut failures = Failures::of(&unusable);
     let mut applied = Vec::new();
     for m in &manifests {
         match session.apply(m.kind, &m.object, args.dry_run.is_on()).await {
@@ -60,7 +60,9 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
             }
         }
     }
-    if let Some(f @ (Format::Json | Format::Yaml)) = args.output {
+    if let Some(f @ (Format::Json | Format::Yaml)) = args.output
+        && !applied.is_empty()
+    {
         let single = applied.len() == 1;
         output::print(&output::whole(f, applied, single))?;
     }

@@ -7,7 +7,7 @@ use trellis_model::Kind;
 use super::{DryRun, Failures};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Manifest, Source, Validate};
+use crate::manifest::{self, Loaded, Manifest, Source, Validate};
 use crate::output::{self, Format};
 use crate::session::Session;
 use crate::target;
@@ -46,13 +46,13 @@ pub struct Args {
 /// Creates every object; goes on after an error.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let mut manifests = if args.what.is_empty() {
+    let Loaded { mut manifests, unusable } = if args.what.is_empty() {
         manifest::load(&args.source, &session, args.validate)?
     } else {
-        vec![named(&args, &session)?]
+        Loaded { manifests: vec![named(&args, &session)?], unusable: Vec::new() }
     };
     manifest::in_order(&mut manifests);
-    let mut failures = Failures::new();
+    let mut failures = Failures::of(&unusable);
     let mut created = Vec::new();
     for m in &manifests {
         match session.create(m.kind, &m.object, args.dry_run.is_on()).await {
@@ -67,7 +67,9 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
             Err(e) => failures.add(&e),
         }
     }
-    if let Some(f @ (Format::Json | Format::Yaml)) = args.output {
+    if let Some(f @ (Format::Json | Format::Yaml)) = args.output
+        && !created.is_empty()
+    {
         let single = created.len() == 1;
         output::print(&output::whole(f, created, single))?;
     }

@@ -9,7 +9,7 @@ use trellis_model::Kind;
 use super::{DryRun, Failures};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Source, Validate};
+use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output;
 use crate::session::{Deletion, Query, Session, identity};
 use crate::target;
@@ -67,12 +67,12 @@ pub struct Args {
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let how = deletion(&args)?;
-    let victims = victims(&session, &args).await?;
-    if victims.is_empty() {
+    let (victims, unusable) = victims(&session, &args).await?;
+    let mut failures = Failures::of(&unusable);
+    if victims.is_empty() && unusable.is_empty() {
         eprintln!("No resources found");
         return Ok(());
     }
-    let mut failures = Failures::new();
     let mut leaving = Vec::new();
     for (kind, namespace, name) in victims {
         match session.delete(kind, &namespace, &name, &how).await {
@@ -129,14 +129,18 @@ fn deletion(args: &Args) -> Result<Deletion, CliError> {
     })
 }
 
-async fn victims(session: &Session, args: &Args) -> Result<Vec<(Kind, String, String)>, CliError> {
+/// Kind, namespace and name.
+type Victim = (Kind, String, String);
+
+/// What is to go, and why some of the manifests name nothing that could.
+async fn victims(session: &Session, args: &Args) -> Result<(Vec<Victim>, Vec<CliError>), CliError> {
     let id = |kind: Kind, o: &Value| {
         let (ns, name) = identity(o);
         (kind, ns.to_owned(), name.to_owned())
     };
     if !args.source.filename.is_empty() {
-        let manifests = manifest::load(&args.source, session, Validate::Ignore)?;
-        return Ok(manifests.iter().map(|m| id(m.kind, &m.object)).collect());
+        let Loaded { manifests, unusable } = manifest::load(&args.source, session, Validate::Ignore)?;
+        return Ok((manifests.iter().map(|m| id(m.kind, &m.object)).collect(), unusable));
     }
     let mut out = Vec::new();
     for t in target::parse(&args.resources)? {
@@ -158,7 +162,7 @@ async fn victims(session: &Session, args: &Args) -> Result<Vec<(Kind, String, St
             }
         }
     }
-    Ok(out)
+    Ok((out, Vec::new()))
 }
 
 /// Waits until that very object is there no more.

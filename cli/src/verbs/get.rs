@@ -9,7 +9,7 @@ use trellis_proto::api::EventType;
 
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Source, Validate};
+use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output::{self, Format, columns, table::Table};
 use crate::session::{Change, Query, Session, identity};
 use crate::target::{self, Target};
@@ -61,12 +61,12 @@ pub struct Args {
 /// Lists, prints or watches.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let targets = targets(&args, &session)?;
+    let (targets, unusable) = targets(&args, &session)?;
+    let mut failures = super::Failures::of(&unusable);
     if args.watch || args.watch_only {
         return watch(&session, &args, &targets).await;
     }
     let mut found: Vec<(Kind, Value)> = Vec::new();
-    let mut failures = super::Failures::new();
     for t in &targets {
         match fetch(&session, &args, t).await {
             Ok(items) => found.extend(items.into_iter().map(|o| (t.kind, o))),
@@ -98,7 +98,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     failures.end()
 }
 
-fn targets(args: &Args, session: &Session) -> Result<Vec<Target>, CliError> {
+/// What is asked for, and why some of the manifests ask for nothing.
+fn targets(args: &Args, session: &Session) -> Result<(Vec<Target>, Vec<CliError>), CliError> {
     if args.source.filename.is_empty() {
         let targets = target::parse(&args.resources)?;
         let named = targets.iter().any(|t| t.name.is_some());
@@ -108,11 +109,11 @@ fn targets(args: &Args, session: &Session) -> Result<Vec<Target>, CliError> {
         if named && !(args.selector.is_empty() && args.field_selector.is_empty()) {
             return Err(CliError::Usage("name cannot be provided when a selector is specified".into()));
         }
-        return Ok(targets);
+        return Ok((targets, Vec::new()));
     }
-    let manifests = manifest::load(&args.source, session, Validate::Ignore)?;
+    let Loaded { manifests, unusable } = manifest::load(&args.source, session, Validate::Ignore)?;
     let name = |o: &Value| Some(identity(o).1.to_owned());
-    Ok(manifests.iter().map(|m| Target { kind: m.kind, name: name(&m.object) }).collect())
+    Ok((manifests.iter().map(|m| Target { kind: m.kind, name: name(&m.object) }).collect(), unusable))
 }
 
 fn targets_kinds(targets: &[Target]) -> usize {

@@ -98,6 +98,13 @@ impl Failures {
         Failures { first: None, count: 0 }
     }
 
+    /// Begins with what was found before anything was done.
+    fn of(errors: &[CliError]) -> Self {
+        let mut all = Failures::new();
+        errors.iter().for_each(|e| all.add(e));
+        all
+    }
+
     fn add(&mut self, e: &CliError) {
         eprintln!("{e}");
         self.first.get_or_insert(e.exit_code());
