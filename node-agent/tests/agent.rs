@@ -161,6 +161,23 @@ async fn init_containers_volumes_and_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_waited_for_its_configuration_can_be_stopped() {
+    let Some(node) = Node::start("late").await else { return };
+    node.import_busybox().await;
+    let mut waits = container("a", "exec sleep 600");
+    waits["envFrom"] = json!([{"configMapRef": {"name": "late"}}]);
+    let uid = node.api.bind("late", json!({"containers": [waits]}));
+    // Tried more than once under the same number, so that there are runs to be mixed up with.
+    let tries = || node.agent_log().matches("configmap \"late\" not found").count();
+    node.api.until("late", "tried three times", |_| tries() >= 3).await;
+    let cm = json!({"metadata": {"name": "late", "namespace": "default"}, "data": {"K": "v"}});
+    node.api.put(&key("ConfigMap", "late"), cm);
+    node.api.until("late", "running", running).await;
+    node.api.terminate("late", 1);
+    gone(&node, "late", &uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
     let Some(mut node) = Node::start("killed").await else { return };
     node.import_busybox().await;

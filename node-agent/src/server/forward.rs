@@ -45,7 +45,7 @@ pub async fn begin(
 }
 
 async fn connect(service: &Service, view: &PodView, port: u16) -> Result<TcpStream, Status> {
-    let refused = |e: String| Status::unavailable(format!("port {port} of the Pod: {e}"));
+    let refused = |e: String| Status::failed_precondition(format!("port {port} of the Pod: {e}"));
     let shim = Shim::at(&service.ctx.shim_dir(view.uid()));
     let (netns, _) = shim.netns().await.map_err(|e| refused(e.to_string()))?;
     let mut hosts: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];

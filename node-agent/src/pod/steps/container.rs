@@ -94,7 +94,10 @@ pub async fn start(step: Step, c: &Container, image: &Arc<Image>, id: String, at
     let container = c.name.clone();
     let create = match prepare(&step, c, image, &id, attempt).await {
         Ok(create) => create,
-        Err(message) => return Event::ConfigFailed { container, attempt, message },
+        Err(message) => {
+            drop(fs::remove_dir_all(step.dir.containers().join(&id)));
+            return Event::ConfigFailed { container, attempt, message };
+        }
     };
     let Ok(_slot) = step.ctx.starts.acquire().await else {
         return Event::ConfigFailed { container, attempt, message: "the agent is ending".into() };

@@ -123,6 +123,9 @@ impl Worker {
             return self.later(Event::ConfigFailed { container, attempt, message });
         };
         let id = steps::container::new_id(&container, attempt);
+        // Where the configuration was not there yet, the attempt's number comes again: signals and
+        // probes are for this run, not for those that never reached the runtime.
+        self.ids.retain(|_, (c, a)| *c != container || *a != attempt);
         self.ids.insert(id.clone(), (container, attempt));
         self.follow_shim();
         self.step(move |s| Box::pin(async move { steps::container::start(s, &spec, &image, id, attempt).await }));
