@@ -170,7 +170,15 @@ fn manifest(mut object: Value, origin: &str, session: &Session, validate: Valida
 /// Refuses wrong types, and unknown fields unless told otherwise. Whoever mistyped a field's name
 /// hears of the manifest's other problems too, not one round later.
 fn check(kind: Kind, object: &Value, validate: Validate) -> Result<(), String> {
-    let (mut typed, unknown) = Object::from_value(kind, object).map_err(|e| e.to_string())?;
+    let (mut typed, unknown) =
+        Object::from_value(kind, object).map_err(|first| match Object::type_errors(kind, object).as_slice() {
+            all @ [_, _, ..] => {
+                all.iter().fold(format!("{kind} {:?} cannot be read:", identity(object).1), |text, (f, m)| {
+                    format!("{text}\n* {f}: {m}")
+                })
+            }
+            _ => first.to_string(),
+        })?;
     let named = |f: &String| format!("unknown field {f:?}");
     match validate {
         Validate::Strict if !unknown.is_empty() => {

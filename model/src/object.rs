@@ -116,6 +116,23 @@ impl Object {
         })
     }
 
+    /// Every field of a wrong type, as path and complaint: what [`Object::from_value`] tells the
+    /// first of.
+    pub fn type_errors(kind: Kind, value: &Value) -> Vec<(String, String)> {
+        let all = match kind {
+            Kind::Namespace => strict::errors::<Namespace>(value),
+            Kind::Node => strict::errors::<Node>(value),
+            Kind::Pod => strict::errors::<Pod>(value),
+            Kind::ReplicaSet => strict::errors::<ReplicaSet>(value),
+            Kind::Deployment => strict::errors::<Deployment>(value),
+            Kind::NetworkPolicy => strict::errors::<NetworkPolicy>(value),
+            Kind::ConfigMap => strict::errors::<ConfigMap>(value),
+            Kind::Secret => strict::errors::<Secret>(value),
+            Kind::Event => strict::errors::<Event>(value),
+        };
+        all.into_iter().map(|e| (e.field, e.message)).collect()
+    }
+
     /// The kind that a manifest names.
     pub fn kind_of_value(value: &Value) -> Result<Kind, DecodeError> {
         let text = |field: &'static str| {
@@ -225,6 +242,28 @@ mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn all_wrong_types_are_told() {
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "t"},
+            "spec": {"hostNetwork": "yes", "containers": [
+                {"name": 1, "image": "x", "command": "ls", "args": ["a", 2], "ports": [{"containerPort": "80"}]}, "text"]}});
+        let fields: Vec<String> = Object::type_errors(Kind::Pod, &pod).into_iter().map(|(f, _)| f).collect();
+        let mut sorted = fields.clone();
+        sorted.sort();
+        let c = |rest: &str| format!("spec.containers[{rest}");
+        let want = [
+            c("0].args[1]"),
+            c("0].command"),
+            c("0].name"),
+            c("0].ports[0].containerPort"),
+            c("1]"),
+            "spec.hostNetwork".into(),
+        ];
+        assert_eq!(sorted, want);
+        assert!(Object::type_errors(Kind::Pod, &serde_json::json!({"metadata": {"name": "t"}})).is_empty());
+        assert_eq!(Object::type_errors(Kind::Pod, &serde_json::json!([])).len(), 1);
+    }
 
     #[test]
     fn round_trip_with_api_version() {

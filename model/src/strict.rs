@@ -17,6 +17,8 @@ pub struct StrictError {
     pub field: String,
     /// What the type expected.
     pub message: String,
+    /// The same path as a JSON pointer's parts.
+    pointer: Vec<String>,
 }
 
 impl std::fmt::Display for StrictError {
@@ -28,7 +30,7 @@ impl std::error::Error for StrictError {}
 
 impl de::Error for StrictError {
     fn custom<T: std::fmt::Display>(msg: T) -> Self {
-        StrictError { field: String::new(), message: msg.to_string() }
+        StrictError { field: String::new(), message: msg.to_string(), pointer: Vec::new() }
     }
 }
 
@@ -46,6 +48,41 @@ pub fn decode<T: DeserializeOwned>(value: &Value) -> Result<(T, Vec<String>), St
     Ok((object, unknown))
 }
 
+/// Every value of a wrong type, not the first alone: each one found is taken for absent, and the
+/// rest read again.
+pub fn errors<T: DeserializeOwned>(value: &Value) -> Vec<StrictError> {
+    let mut rest = value.clone();
+    let mut found: Vec<StrictError> = Vec::new();
+    while found.len() < MAX_ERRORS {
+        let Err(e) = decode::<T>(&rest) else { break };
+        let mut pointer = e.pointer.clone();
+        // Where null will not do either, what holds it is left out.
+        while !pointer.is_empty() && at(&mut rest, &pointer).is_none_or(|v| v.is_null()) {
+            pointer.pop();
+        }
+        let Some(bad) = at(&mut rest, &pointer).filter(|_| !pointer.is_empty()) else {
+            found.extend(found.is_empty().then_some(e));
+            break;
+        };
+        *bad = Value::Null;
+        if pointer == e.pointer {
+            found.push(e);
+        }
+    }
+    found
+}
+
+/// Nobody reads more at once.
+const MAX_ERRORS: usize = 64;
+
+fn at<'v>(value: &'v mut Value, pointer: &[String]) -> Option<&'v mut Value> {
+    pointer.iter().try_fold(value, |v, step| match v {
+        Value::Object(m) => m.get_mut(step),
+        Value::Array(a) => step.parse::<usize>().ok().and_then(|i| a.get_mut(i)),
+        _ => None,
+    })
+}
+
 #[derive(Clone, Copy)]
 enum Step<'de> {
     Field(&'de str),
@@ -60,6 +97,14 @@ struct Walk<'de> {
 }
 
 impl Walk<'_> {
+    fn pointer(&self) -> Vec<String> {
+        let step = |s: &Step<'_>| match s {
+            Step::Field(name) => (*name).to_owned(),
+            Step::Index(i) => i.to_string(),
+        };
+        self.path.borrow().iter().map(step).collect()
+    }
+
     fn text(&self) -> String {
         let mut out = String::new();
         for step in self.path.borrow().iter() {
@@ -91,6 +136,7 @@ impl<'de> At<'_, 'de> {
     fn located(&self, mut e: StrictError) -> StrictError {
         if e.field.is_empty() {
             e.field = self.walk.text();
+            e.pointer = self.walk.pointer();
         }
         e
     }

@@ -217,8 +217,10 @@ pub fn read(kind: Kind, value: &Value) -> Result<(Object, Vec<String>), ApiError
     }
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     let (object, unknown) = Object::from_value(kind, value).map_err(|e| match e {
-        DecodeError::Field { field, message, .. } => {
-            ApiError::Invalid { kind, name: name.to_owned(), causes: vec![FieldError::type_invalid(&field, &message)] }
+        DecodeError::Field { .. } => {
+            let wrong = Object::type_errors(kind, value);
+            let causes = wrong.iter().map(|(field, message)| FieldError::type_invalid(field, message)).collect();
+            ApiError::Invalid { kind, name: name.to_owned(), causes }
         }
         other => ApiError::BadRequest(other.to_string()),
     })?;
