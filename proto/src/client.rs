@@ -268,7 +268,11 @@ impl Connection {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(status)) if retryable(&status) => status,
                 Ok(Err(status)) => return Err(status),
-                Err(_) => return Err(self.gave_up(limit, last.as_ref())),
+                Err(_) => {
+                    // Whoever calls again shall not wait for the same silent member.
+                    self.shared.move_on(generation);
+                    return Err(self.gave_up(limit, last.as_ref()));
+                }
             };
             self.shared.move_on(generation);
             if Instant::now() + pause >= deadline {
