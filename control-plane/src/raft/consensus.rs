@@ -50,6 +50,8 @@ pub(super) struct Inner {
     /// Membership changes run one at a time.
     pub(super) changing: Mutex<()>,
     pub(super) stopped: CancellationToken,
+    /// When a leader was last heard.
+    pub(super) heard: std::sync::Mutex<Instant>,
     /// Keeps others out of the folder until raft has stopped.
     lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
 }
@@ -83,6 +85,7 @@ impl Inner {
             applied,
             changing: Mutex::new(()),
             stopped: CancellationToken::new(),
+            heard: std::sync::Mutex::new(Instant::now()),
             lock: std::sync::Mutex::new(Some(lock)),
         }
     }
@@ -125,6 +128,7 @@ impl Consensus {
     pub async fn bootstrap(&self, member: Member) -> Result<(), LeaderError> {
         let stopped = |e: String| LeaderError::Stopped(e);
         let members = std::collections::BTreeMap::from([(self.inner.id, member)]);
+        self.inner.hear();
         match self.inner.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(e) => return Err(stopped(e.to_string())),

@@ -1,12 +1,17 @@
 //! What a member does for others while it leads, and what it knows about who does.
 
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::StreamExt;
+use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::config::Payload;
@@ -15,6 +20,10 @@ use super::machine::Applied;
 use super::types::Leadership;
 use super::wire;
 use crate::store::Outcome;
+
+/// A member without a quorum for this many election timeouts (2 s) says so at once, so that its
+/// clients turn to others: an election is over by then, or more than one failed.
+const CUT_OFF_ELECTIONS: u32 = 4;
 
 /// Why a command has no outcome (yet).
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,8 +93,36 @@ impl Inner {
         }
     }
 
-    /// Refuses unless this member leads with a complete store.
+    /// A leader was heard just now.
+    pub(super) fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long this member has been without a quorum, when that is too long: as leader since a
+    /// majority acknowledged it, else since it heard a leader. A leader cut off from the others
+    /// does not notice otherwise: nobody can tell it of the next term.
+    pub(super) fn cut_off(&self) -> Option<Duration> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let silent = if metrics.current_leader == Some(self.id) {
+            if metrics.membership_config.voter_ids().count() <= 1 {
+                return None;
+            }
+            metrics.last_quorum_acked.as_ref()?.elapsed()
+        } else {
+            self.heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .elapsed()
+        };
+        (silent >= self.tuning.election_max * CUT_OFF_ELECTIONS).then_some(silent)
+    }
+
+    /// Refuses unless this member leads with a complete store, and others still follow.
     pub(super) fn must_lead(&self) -> Result<(), Status> {
+        if let Some(silent) = self.cut_off() {
+            return Err(wire::not_leader(cut_off_text(self.id, silent)));
+        }
         let leadership = self.leadership.borrow();
         if leadership.is_leader {
             return Ok(());
@@ -95,6 +132,14 @@ impl Inner {
             self.id, leadership.leader_id
         )))
     }
+}
+
+/// What a member without a quorum says.
+pub(super) fn cut_off_text(id: u64, silent: Duration) -> String {
+    format!(
+        "member {id} has been without a majority for {} ms",
+        silent.as_millis()
+    )
 }
 
 fn observe(raft: &RaftHandle, id: u64, applied: Applied) -> Leadership {
@@ -110,6 +155,15 @@ fn observe(raft: &RaftHandle, id: u64, applied: Applied) -> Leadership {
         is_leader: leader == Some(id) && applied.term == term,
         leader_peer_address: member.as_ref().map(|m| m.peer_address.clone()),
         leader_api_address: member.map(|m| m.api_address),
+    }
+}
+
+/// News of the leadership counts as hearing one: who led until now, or begins alone, is not cut
+/// off for that.
+pub(super) async fn hear_news(inner: Arc<Inner>) {
+    let mut leadership = inner.leadership.clone();
+    while leadership.changed().await.is_ok() {
+        inner.hear();
     }
 }
 

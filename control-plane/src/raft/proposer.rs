@@ -15,10 +15,10 @@ use trellis_proto::peer::ProposeRequest;
 use trellis_proto::peer::leader_client::LeaderClient;
 
 use super::consensus::Inner;
-use super::leader::{Unanswered, Written};
+use super::leader::{Unanswered, Written, cut_off_text};
 use super::network::Purpose;
 use super::types::{Leadership, ProposeError};
-use super::wire;
+use super::{reads, wire};
 use crate::store::Outcome;
 
 /// Proposals waiting for a batch; more wait in their callers.
@@ -76,6 +76,12 @@ async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
     let mut leadership = inner.leadership.clone();
     let mut reason = "no leader is known".to_string();
     loop {
+        if let Some(silent) = inner.cut_off() {
+            // Nothing has been sent, or nothing will come of it: another member may do better.
+            reason = cut_off_text(inner.id, silent);
+            let now = Instant::now();
+            batch.iter_mut().for_each(|p| p.deadline = now);
+        }
         batch = expire(inner, batch, started, &reason);
         let Some(deadline) = batch.iter().map(|p| p.deadline).max() else {
             return;
@@ -86,6 +92,7 @@ async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
             let sent = tokio::select! {
                 sent = send(inner, &now, commands) => sent,
                 () = tokio::time::sleep_until(deadline) => Err(Status::unknown("no answer in time")),
+                () = reads::cut_off(inner) => Err(Status::unknown("the majority fell silent meanwhile")),
                 () = superseded(&mut leadership, &now) => Err(Status::unknown("leadership moved meanwhile")),
             };
             match sent {

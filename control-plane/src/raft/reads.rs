@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use trellis_proto::peer::ReadIndexRequest;
 use trellis_proto::peer::leader_client::LeaderClient;
 
 use super::consensus::Inner;
+use super::leader::cut_off_text;
 use super::network::Purpose;
 use super::proposer::PAUSE;
 use super::types::{LeaderError, Leadership};
@@ -17,6 +19,9 @@ use super::wire;
 
 /// Barriers waiting for a round; more wait in their callers.
 pub(super) const QUEUE: usize = 4096;
+
+/// How often a call under way looks whether there is a quorum still.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Whom to tell that the barrier is passed.
 pub(super) type Waiter = oneshot::Sender<Result<(), LeaderError>>;
@@ -67,6 +72,13 @@ pub(super) fn leader_channel(
     }
 }
 
+/// Ends when this member has been without a quorum for too long.
+pub(super) async fn cut_off(inner: &Inner) {
+    while inner.cut_off().is_none() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Repeats a call that may be repeated, to whoever leads, until the deadline.
 pub(super) async fn at_leader<T, F, Fut>(inner: &Inner, call: F) -> Result<T, LeaderError>
 where
@@ -81,12 +93,17 @@ where
         if inner.stopped.is_cancelled() {
             return Err(LeaderError::Stopped(reason));
         }
+        if let Some(silent) = inner.cut_off() {
+            reason = cut_off_text(inner.id, silent);
+            break;
+        }
         let now = leadership.borrow_and_update().clone();
         if now.leader_id.is_some() {
             let moved = |l: &Leadership| l.term > now.term && l.leader_id.is_some();
             let result = tokio::select! {
                 result = call(now.clone()) => result,
                 () = tokio::time::sleep_until(deadline) => Err(Status::unavailable("no answer in time")),
+                () = cut_off(inner) => Err(Status::unavailable("the majority fell silent meanwhile")),
                 Ok(_) = leadership.wait_for(moved) => Err(Status::unavailable("leadership moved meanwhile")),
             };
             match result {

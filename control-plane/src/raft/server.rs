@@ -44,6 +44,7 @@ impl PeerServices {
         let blank = Arc::new(AtomicBool::new(blank));
         let service = RaftService {
             raft,
+            inner: inner.clone(),
             snapshots,
             blank,
         };
@@ -62,6 +63,7 @@ impl PeerServices {
 #[derive(Debug, Clone)]
 pub struct RaftService {
     raft: RaftHandle,
+    inner: Arc<Inner>,
     snapshots: Arc<Snapshots>,
     /// It started with an empty folder and has not caught up yet. It may be a voter that lost
     /// its disk, and with it what it promised: its vote could make a leader of a member that
@@ -84,7 +86,11 @@ impl Raft for RaftService {
         request: Request<Streaming<RaftMessage>>,
     ) -> Result<Response<Replies>, Status> {
         // Ends at the first broken message: the leader starts another stream then.
-        let requests = request.into_inner().map_while_ok();
+        let inner = self.inner.clone();
+        let requests = request
+            .into_inner()
+            .map_while_ok()
+            .inspect(move |_| inner.hear());
         let results = self.raft.stream_append(requests);
         let replies = results.map(|result| wire::message(&result.map_err(stopped)?));
         Ok(Response::new(Box::pin(replies)))

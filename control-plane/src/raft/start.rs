@@ -127,6 +127,7 @@ pub async fn start(
     let (barriers, asked) = mpsc::channel(reads::QUEUE);
     run(&stop, Box::pin(proposer::run(inner.clone(), proposed)));
     run(&stop, Box::pin(reads::run(inner.clone(), asked)));
+    run(&stop, Box::pin(leader::hear_news(inner.clone())));
     let upkeep = upkeep::run(raft.clone(), log, store, options.tuning, stop.clone());
     run(&stop, Box::pin(upkeep));
     tokio::spawn(async move {

@@ -159,7 +159,14 @@ impl WatchStream {
             let patience = if behind { BOOKMARK_AFTER_HIDDEN } else { BOOKMARK_EVERY };
             let batch = match tokio::time::timeout(patience, self.watcher.next()).await {
                 Ok(batch) => batch?,
-                Err(_) => self.watcher.poll()?,
+                Err(_) => {
+                    // Silence may be this member's alone, cut off from the others: then the watch
+                    // ends here, and goes on at a member that hears of changes.
+                    if !behind {
+                        self.ops.backend().read_barrier().await?;
+                    }
+                    self.watcher.poll()?
+                }
             };
             if batch.events.is_empty() {
                 self.told = batch.revision;
