@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use trellis_proto::peer::leader_client::LeaderClient;
 use trellis_proto::peer::{
-    AddMember, ChangeMembersRequest, RenewLeaseRequest, ReportNetworkRequest,
-    change_members_request::Change,
+    AddMember, ChangeMembersRequest, RenewLeaseRequest, ReportNetworkRequest, change_members_request::Change,
 };
 
 use super::config::{Tuning, TypeConfig};
@@ -22,8 +21,7 @@ use super::network::Peers;
 use super::proposer::Proposal;
 use super::reads::{self, at_leader, leader_channel};
 use super::types::{
-    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus,
-    ProposeError, RaftStats,
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, ProposeError, RaftStats,
 };
 use super::{membership, wire};
 use crate::store::{Command, Outcome, Store};
@@ -58,9 +56,7 @@ pub(super) struct Inner {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Inner").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -107,11 +103,7 @@ impl Consensus {
         proposals: mpsc::Sender<Proposal>,
         barriers: mpsc::Sender<reads::Waiter>,
     ) -> Self {
-        Self {
-            inner,
-            proposals,
-            barriers,
-        }
+        Self { inner, proposals, barriers }
     }
 
     /// This member's id.
@@ -146,9 +138,7 @@ impl Consensus {
     /// request id, or when it certainly was not taken.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
         command.check_limits()?;
-        let encoded = command
-            .encode()
-            .map_err(|e| ProposeError::Encode(e.to_string()))?;
+        let encoded = command.encode().map_err(|e| ProposeError::Encode(e.to_string()))?;
         let (answer, answered) = oneshot::channel();
         let proposal = Proposal {
             command: encoded,
@@ -213,9 +203,7 @@ impl Consensus {
                 };
             }
             let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
-            let request = ChangeMembersRequest {
-                change: Some(change.clone()),
-            };
+            let request = ChangeMembersRequest { change: Some(change.clone()) };
             match client.change_members(request).await {
                 Ok(_) => Ok(Ok(())),
                 Err(status) => match wire::member_error(&status) {
@@ -234,30 +222,14 @@ impl Consensus {
         let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
         let status = |(id, member): (&u64, &Member)| {
             let own = *id == self.inner.id;
-            let matched = metrics
-                .replication
-                .as_ref()
-                .and_then(|r| r.get(id).copied())
-                .flatten();
-            let heard = metrics
-                .heartbeat
-                .as_ref()
-                .and_then(|h| h.get(id).cloned())
-                .flatten();
+            let matched = metrics.replication.as_ref().and_then(|r| r.get(id).copied()).flatten();
+            let heard = metrics.heartbeat.as_ref().and_then(|h| h.get(id).cloned()).flatten();
             MemberStatus {
                 member: member.clone(),
                 voter: voters.contains(id),
                 leader: metrics.current_leader == Some(*id),
-                matched_index: if own {
-                    metrics.last_log_index
-                } else {
-                    matched.map(|m| m.index)
-                },
-                silent_millis: if own {
-                    Some(0)
-                } else {
-                    heard.map(|h| h.elapsed().as_millis() as u64)
-                },
+                matched_index: if own { metrics.last_log_index } else { matched.map(|m| m.index) },
+                silent_millis: if own { Some(0) } else { heard.map(|h| h.elapsed().as_millis() as u64) },
             }
         };
         metrics.membership_config.nodes().map(status).collect()
@@ -287,16 +259,10 @@ impl Consensus {
                 inner.must_lead()?;
                 return Ok(inner.hooks.renew_lease(node, instance));
             }
-            let request = RenewLeaseRequest {
-                node: node.to_string(),
-                instance: instance.to_string(),
-            };
+            let request = RenewLeaseRequest { node: node.to_string(), instance: instance.to_string() };
             let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
             let reply = client.renew_lease(request).await?.into_inner();
-            Ok(LeaseGrant {
-                ttl_millis: reply.ttl_millis,
-                term: reply.term,
-            })
+            Ok(LeaseGrant { ttl_millis: reply.ttl_millis, term: reply.term })
         })
         .await
     }
@@ -309,10 +275,7 @@ impl Consensus {
                 inner.must_lead()?;
                 return Ok(inner.hooks.report_network(node, revision));
             }
-            let request = ReportNetworkRequest {
-                node: node.to_string(),
-                applied_revision: revision,
-            };
+            let request = ReportNetworkRequest { node: node.to_string(), applied_revision: revision };
             let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
             let reply = client.report_network(request).await?.into_inner();
             Ok::<_, Status>(reply.min_applied_revision)
@@ -338,23 +301,13 @@ impl Consensus {
             tracing::warn!(%error, "raft did not stop in order");
         }
         self.inner.stopped.cancel();
-        let lock = self
-            .inner
-            .lock
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let lock = self.inner.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         drop(lock);
     }
 }
 
 impl From<AddMember> for Member {
     fn from(m: AddMember) -> Self {
-        Member {
-            id: m.id,
-            name: m.name,
-            api_address: m.api_address,
-            peer_address: m.peer_address,
-        }
+        Member { id: m.id, name: m.name, api_address: m.api_address, peer_address: m.peer_address }
     }
 }

@@ -101,9 +101,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(RealFile(
-            OpenOptions::new().write(true).open(path)?,
-        )))
+        Ok(Box::new(RealFile(OpenOptions::new().write(true).open(path)?)))
     }
 
     fn reader(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
@@ -129,11 +127,7 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join("lock"))?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),
             Err(fs::TryLockError::WouldBlock) => {

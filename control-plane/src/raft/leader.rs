@@ -46,24 +46,15 @@ impl Inner {
     pub(super) async fn write_as_leader(&self, commands: Vec<Bytes>) -> Result<Written, Status> {
         let count = commands.len();
         let stopped = |e| Status::unavailable(format!("this member has stopped: {e}"));
-        let mut results = self
-            .raft
-            .client_write_many(commands.into_iter().map(Payload))
-            .await
-            .map_err(stopped)?;
-        let mut written = Written {
-            answers: Vec::with_capacity(count),
-            next_index: 0,
-        };
+        let mut results = self.raft.client_write_many(commands.into_iter().map(Payload)).await.map_err(stopped)?;
+        let mut written = Written { answers: Vec::with_capacity(count), next_index: 0 };
         while let Some(result) = results.next().await {
             written.answers.push(match result {
                 Ok(Ok(done)) => {
                     written.next_index = written.next_index.max(done.log_id.index + 1);
                     Ok(done.response)
                 }
-                Ok(Err(ClientWriteError::ForwardToLeader(e))) => {
-                    Err(Unanswered::NotTaken(e.to_string()))
-                }
+                Ok(Err(ClientWriteError::ForwardToLeader(e))) => Err(Unanswered::NotTaken(e.to_string())),
                 Ok(Err(e)) => Err(Unanswered::Unknown(e.to_string())),
                 Err(fatal) => Err(Unanswered::Unknown(fatal.to_string())),
             });
@@ -72,9 +63,7 @@ impl Inner {
         written.answers.resize_with(count, missing);
         let refused = |a: &Result<Outcome, Unanswered>| matches!(a, Err(Unanswered::NotTaken(_)));
         match written.answers.first() {
-            Some(Err(Unanswered::NotTaken(why))) if written.answers.iter().all(refused) => {
-                Err(wire::not_leader(why))
-            }
+            Some(Err(Unanswered::NotTaken(why))) if written.answers.iter().all(refused) => Err(wire::not_leader(why)),
             _ => Ok(written),
         }
     }
@@ -83,13 +72,9 @@ impl Inner {
     pub(super) async fn read_index_as_leader(&self) -> Result<u64, Status> {
         match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
             Ok((read, _)) => Ok(read.index() + 1),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(e))) => {
-                Err(wire::not_leader(e))
-            }
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(e))) => Err(wire::not_leader(e)),
             Err(RaftError::APIError(e)) => Err(Status::unavailable(e.to_string())),
-            Err(RaftError::Fatal(e)) => {
-                Err(Status::unavailable(format!("this member has stopped: {e}")))
-            }
+            Err(RaftError::Fatal(e)) => Err(Status::unavailable(format!("this member has stopped: {e}"))),
         }
     }
 
@@ -110,10 +95,7 @@ impl Inner {
             }
             metrics.last_quorum_acked.as_ref()?.elapsed()
         } else {
-            self.heard
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .elapsed()
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
         };
         (silent >= self.tuning.election_max * CUT_OFF_ELECTIONS).then_some(silent)
     }
@@ -127,19 +109,13 @@ impl Inner {
         if leadership.is_leader {
             return Ok(());
         }
-        Err(wire::not_leader(format!(
-            "member {} follows {:?}",
-            self.id, leadership.leader_id
-        )))
+        Err(wire::not_leader(format!("member {} follows {:?}", self.id, leadership.leader_id)))
     }
 }
 
 /// What a member without a quorum says.
 pub(super) fn cut_off_text(id: u64, silent: Duration) -> String {
-    format!(
-        "member {id} has been without a majority for {} ms",
-        silent.as_millis()
-    )
+    format!("member {id} has been without a majority for {} ms", silent.as_millis())
 }
 
 fn observe(raft: &RaftHandle, id: u64, applied: Applied) -> Leadership {

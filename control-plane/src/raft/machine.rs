@@ -70,18 +70,14 @@ impl Machine {
             draft.hand_over();
             Ok(own)
         };
-        tokio::task::spawn_blocking(copy)
-            .await
-            .map_err(io::Error::other)?
+        tokio::task::spawn_blocking(copy).await.map_err(io::Error::other)?
     }
 
     fn tell_applied(&self) {
-        let applied = self
-            .last_applied
-            .map_or_else(Applied::default, |id| Applied {
-                next_index: id.index + 1,
-                term: id.committed_leader_id().term,
-            });
+        let applied = self.last_applied.map_or_else(Applied::default, |id| Applied {
+            next_index: id.index + 1,
+            term: id.committed_leader_id().term,
+        });
         self.applied.send_replace(applied);
     }
 
@@ -103,10 +99,7 @@ impl Machine {
                 }
             };
             if let Some(responder) = responder {
-                let nothing = || Outcome::Done {
-                    revisions: Vec::new(),
-                    replayed: false,
-                };
+                let nothing = || Outcome::Done { revisions: Vec::new(), replayed: false };
                 answers.push((responder, outcome.unwrap_or_else(nothing)));
             }
         }
@@ -130,20 +123,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let capture = self
-            .capture
-            .take()
-            .ok_or_else(|| io::Error::other("this snapshot was built already"))?;
+        let capture = self.capture.take().ok_or_else(|| io::Error::other("this snapshot was built already"))?;
         let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
         let write = move || {
             snapshots.write(&meta, &capture)?;
             snapshots.current()
         };
-        let written = tokio::task::spawn_blocking(write)
-            .await
-            .map_err(io::Error::other)??;
-        let (meta, snapshot) =
-            written.ok_or_else(|| io::Error::other("the snapshot written is gone"))?;
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        let (meta, snapshot) = written.ok_or_else(|| io::Error::other("the snapshot written is gone"))?;
         Ok(Snapshot { meta, snapshot })
     }
 }
@@ -183,40 +170,26 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
-            meta: SnapshotMeta {
-                last_log_id: self.last_applied,
-                last_membership: self.membership.clone(),
-            },
+            meta: SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() },
             capture: Some(self.store.capture()),
             snapshots: self.snapshots.clone(),
         }
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        snapshot: SnapshotFile,
-    ) -> Result<(), io::Error> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let limits = self.store.history_limits();
         let snapshot = self.own(snapshot).await?;
         let path = snapshot.path.clone();
         let read = move || read_state(snapshot, limits);
-        let (described, state) = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(io::Error::other)??;
+        let (described, state) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
         if described.last_log_id != meta.last_log_id {
-            let text = format!(
-                "snapshot {} is of another moment than announced",
-                path.display()
-            );
+            let text = format!("snapshot {} is of another moment than announced", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         if path.extension().is_some_and(|e| e == "tmp") {
             let snapshots = self.snapshots.clone();
             let adopt = move || snapshots.adopt(&described, snapshots.draft_at(&path)?);
-            tokio::task::spawn_blocking(adopt)
-                .await
-                .map_err(io::Error::other)??;
+            tokio::task::spawn_blocking(adopt).await.map_err(io::Error::other)??;
         }
         self.store.replace(state);
         self.last_applied = meta.last_log_id;

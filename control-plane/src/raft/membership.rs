@@ -47,46 +47,26 @@ fn lost(why: impl std::fmt::Display) -> MemberError {
 
 fn known(inner: &Inner) -> Vec<Member> {
     let metrics = inner.raft.metrics().borrow_watched().clone();
-    metrics
-        .membership_config
-        .nodes()
-        .map(|(_, n)| n.clone())
-        .collect()
+    metrics.membership_config.nodes().map(|(_, n)| n.clone()).collect()
 }
 
 fn voters(inner: &Inner) -> BTreeSet<u64> {
-    inner
-        .raft
-        .metrics()
-        .borrow_watched()
-        .membership_config
-        .voter_ids()
-        .collect()
+    inner.raft.metrics().borrow_watched().membership_config.voter_ids().collect()
 }
 
 fn unknown(inner: &Inner, id: u64) -> MemberError {
     let members: Vec<String> = known(inner).iter().map(ToString::to_string).collect();
-    MemberError::Unknown {
-        id,
-        members: members.join(", "),
-    }
+    MemberError::Unknown { id, members: members.join(", ") }
 }
 
 pub(super) async fn add(inner: &Inner, member: Member) -> Result<(), MemberError> {
     let _one_at_a_time = inner.changing.lock().await;
     let members = known(inner);
-    let same = |o: &Member| {
-        o.id == member.id && o.peer_address == member.peer_address && o.name == member.name
-    };
-    let clash = |o: &&Member| {
-        !same(o)
-            && (o.id == member.id || o.peer_address == member.peer_address || o.name == member.name)
-    };
+    let same = |o: &Member| o.id == member.id && o.peer_address == member.peer_address && o.name == member.name;
+    let clash =
+        |o: &&Member| !same(o) && (o.id == member.id || o.peer_address == member.peer_address || o.name == member.name);
     if let Some(other) = members.iter().find(clash) {
-        return Err(MemberError::Clash {
-            member: member.to_string(),
-            other: other.to_string(),
-        });
+        return Err(MemberError::Clash { member: member.to_string(), other: other.to_string() });
     }
     if voters(inner).contains(&member.id) {
         return Ok(());
@@ -94,19 +74,11 @@ pub(super) async fn add(inner: &Inner, member: Member) -> Result<(), MemberError
     let id = member.id;
     let peer_address = member.peer_address.clone();
     if !members.iter().any(|o| o.id == id) {
-        inner
-            .raft
-            .add_learner(id, member, false)
-            .await
-            .map_err(map)?;
+        inner.raft.add_learner(id, member, false).await.map_err(map)?;
     }
     wait_caught_up(inner, id, &peer_address).await?;
     let promote = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-    inner
-        .raft
-        .change_membership(promote, false)
-        .await
-        .map_err(map)?;
+    inner.raft.change_membership(promote, false).await.map_err(map)?;
     tracing::info!(member = id, "a member joined and votes");
     Ok(())
 }
@@ -118,19 +90,10 @@ async fn wait_caught_up(inner: &Inner, id: u64, peer_address: &str) -> Result<()
         let (last, matched) = {
             let metrics = inner.raft.metrics().borrow_watched().clone();
             if metrics.state != ServerState::Leader {
-                return Err(lost(
-                    "leadership moved while the new member was catching up",
-                ));
+                return Err(lost("leadership moved while the new member was catching up"));
             }
-            let matched = metrics
-                .replication
-                .as_ref()
-                .and_then(|r| r.get(&id).cloned())
-                .flatten();
-            (
-                metrics.last_log_index.map_or(0, |i| i + 1),
-                matched.next_index(),
-            )
+            let matched = metrics.replication.as_ref().and_then(|r| r.get(&id).cloned()).flatten();
+            (metrics.last_log_index.map_or(0, |i| i + 1), matched.next_index())
         };
         if matched > 0 && matched + CAUGHT_UP >= last {
             return Ok(());
@@ -155,11 +118,7 @@ pub(super) async fn remove(inner: &Inner, id: u64) -> Result<(), MemberError> {
     let before = voters(inner);
     if !before.contains(&id) {
         let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
-        inner
-            .raft
-            .change_membership(change, false)
-            .await
-            .map_err(map)?;
+        inner.raft.change_membership(change, false).await.map_err(map)?;
         return Ok(());
     }
     if before.len() == 1 {
@@ -169,30 +128,15 @@ pub(super) async fn remove(inner: &Inner, id: u64) -> Result<(), MemberError> {
     let alive = remaining.iter().filter(|v| answers(inner, **v)).count();
     let needed = remaining.len() / 2 + 1;
     if alive < needed {
-        return Err(MemberError::WouldLoseQuorum {
-            id,
-            voters: remaining.len(),
-            alive,
-            needed,
-        });
+        return Err(MemberError::WouldLoseQuorum { id, voters: remaining.len(), alive, needed });
     }
     if id == inner.id {
-        let to = remaining
-            .iter()
-            .copied()
-            .find(|v| answers(inner, *v))
-            .unwrap_or(remaining[0]);
+        let to = remaining.iter().copied().find(|v| answers(inner, *v)).unwrap_or(remaining[0]);
         hand_over(inner, to).await?;
-        return Err(lost(
-            "this member was the leader and has handed over to remove itself",
-        ));
+        return Err(lost("this member was the leader and has handed over to remove itself"));
     }
     let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-    inner
-        .raft
-        .change_membership(change, false)
-        .await
-        .map_err(map)?;
+    inner.raft.change_membership(change, false).await.map_err(map)?;
     tracing::info!(member = id, "a member was removed");
     Ok(())
 }
@@ -203,11 +147,7 @@ fn answers(inner: &Inner, id: u64) -> bool {
         return true;
     }
     let metrics = inner.raft.metrics().borrow_watched().clone();
-    let heard = metrics
-        .heartbeat
-        .as_ref()
-        .and_then(|h| h.get(&id).cloned())
-        .flatten();
+    let heard = metrics.heartbeat.as_ref().and_then(|h| h.get(&id).cloned()).flatten();
     heard.is_some_and(|at| at.elapsed() < SILENT)
 }
 
@@ -232,12 +172,7 @@ pub(super) async fn transfer(inner: &Inner, to: u64) -> Result<(), MemberError> 
 
 async fn hand_over(inner: &Inner, to: u64) -> Result<(), MemberError> {
     let stopped = |e: openraft::error::Fatal<TypeConfig>| LeaderError::Stopped(e.to_string());
-    inner
-        .raft
-        .trigger()
-        .transfer_leader(to)
-        .await
-        .map_err(stopped)?;
+    inner.raft.trigger().transfer_leader(to).await.map_err(stopped)?;
     let mut leadership = inner.leadership.clone();
     let led = leadership.wait_for(|l| l.leader_id == Some(to));
     match tokio::time::timeout(HANDOVER, led).await {

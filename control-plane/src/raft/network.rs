@@ -17,12 +17,11 @@ use futures::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
-    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
-    RaftNetworkFactory,
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, Snapshot};
 use tokio::sync::mpsc;
@@ -57,8 +56,7 @@ pub struct TlsDialer(pub trellis_proto::tls::ClientTls);
 
 impl Dialer for TlsDialer {
     fn channel(&self, peer_address: &str) -> Result<Channel, String> {
-        trellis_proto::client::channel(&format!("https://{peer_address}"), &self.0)
-            .map_err(|e| e.message().to_string())
+        trellis_proto::client::channel(&format!("https://{peer_address}"), &self.0).map_err(|e| e.message().to_string())
     }
 }
 
@@ -83,10 +81,7 @@ impl Peers {
     const LIMIT: usize = 128;
 
     pub(super) fn new(dialer: Arc<dyn Dialer>) -> Self {
-        Self {
-            dialer,
-            channels: Arc::default(),
-        }
+        Self { dialer, channels: Arc::default() }
     }
 
     pub(super) fn channel(&self, address: &str, purpose: Purpose) -> Result<Channel, Status> {
@@ -95,10 +90,8 @@ impl Peers {
         if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let channel = self
-            .dialer
-            .channel(address)
-            .map_err(|e| Status::unavailable(format!("member at {address}: {e}")))?;
+        let channel =
+            self.dialer.channel(address).map_err(|e| Status::unavailable(format!("member at {address}: {e}")))?;
         if channels.len() >= Self::LIMIT {
             channels.clear();
         }
@@ -115,11 +108,7 @@ pub(super) struct Network {
 
 impl Network {
     fn link(&self, node: &Member, purpose: Purpose) -> Link {
-        Link {
-            peers: self.peers.clone(),
-            address: node.peer_address.clone(),
-            purpose,
-        }
+        Link { peers: self.peers.clone(), address: node.peer_address.clone(), purpose }
     }
 }
 
@@ -149,9 +138,7 @@ pub(super) struct Link {
 fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
         // Backs off; the others are tried again at once.
-        Code::Unavailable | Code::Unknown => {
-            RPCError::Unreachable(Unreachable::from_string(status))
-        }
+        Code::Unavailable | Code::Unknown => RPCError::Unreachable(Unreachable::from_string(status)),
         _ => RPCError::Network(NetworkError::from_string(status)),
     }
 }
@@ -169,17 +156,8 @@ impl Link {
     }
 
     /// Runs a call for at most `limit`.
-    async fn within<T>(
-        &self,
-        limit: Duration,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
-        let late = |_| {
-            Status::unavailable(format!(
-                "member at {} did not answer within {limit:?}",
-                self.address
-            ))
-        };
+    async fn within<T>(&self, limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let late = |_| Status::unavailable(format!("member at {} did not answer within {limit:?}", self.address));
         tokio::time::timeout(limit, call).await.map_err(late)?
     }
 }
@@ -197,10 +175,7 @@ impl NetStreamAppend<TypeConfig> for Link {
         option: RPCOption,
     ) -> BoxFuture<
         's,
-        Result<
-            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
-            RPCError<TypeConfig>,
-        >,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
     >
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
@@ -214,10 +189,7 @@ impl NetStreamAppend<TypeConfig> for Link {
                 std::future::ready(wire::message(&request).ok())
             });
             let call = async { self.client()?.append(Request::new(requests)).await };
-            let replies = self
-                .within(option.soft_ttl(), call)
-                .await
-                .map_err(|s| rpc_error(&s))?;
+            let replies = self.within(option.soft_ttl(), call).await.map_err(|s| rpc_error(&s))?;
             let results: BoxStream<'s, _> = Box::pin(results(replies.into_inner(), sent));
             Ok(results)
         })
@@ -262,9 +234,7 @@ impl NetVote<TypeConfig> for Link {
             let reply = self.client()?.vote(wire::message(&rpc)?).await?;
             wire::decode(&reply.into_inner().payload)
         };
-        self.within(option.soft_ttl(), call)
-            .await
-            .map_err(|s| rpc_error(&s))
+        self.within(option.soft_ttl(), call).await.map_err(|s| rpc_error(&s))
     }
 
     async fn pre_vote(
@@ -276,9 +246,7 @@ impl NetVote<TypeConfig> for Link {
             let reply = self.client()?.pre_vote(wire::message(&rpc)?).await?;
             wire::decode(&reply.into_inner().payload)
         };
-        self.within(option.soft_ttl(), call)
-            .await
-            .map_err(|s| rpc_error(&s))
+        self.within(option.soft_ttl(), call).await.map_err(|s| rpc_error(&s))
     }
 }
 
@@ -292,9 +260,7 @@ impl NetTransferLeader<TypeConfig> for Link {
             let reply = self.client()?.transfer_leader(wire::message(&rpc)?).await?;
             wire::decode(&reply.into_inner().payload)
         };
-        self.within(option.soft_ttl(), call)
-            .await
-            .map_err(|s| rpc_error(&s))
+        self.within(option.soft_ttl(), call).await.map_err(|s| rpc_error(&s))
     }
 }
 
@@ -339,15 +305,9 @@ fn send_chunks(
     }
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
-        let read = snapshot
-            .reader
-            .by_ref()
-            .take(CHUNK as u64)
-            .read_to_end(&mut chunk)?;
+        let read = snapshot.reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
         // An empty message ends it: a stream that just breaks off is no snapshot.
-        let message = RaftMessage {
-            payload: chunk.into(),
-        };
+        let message = RaftMessage { payload: chunk.into() };
         if chunks.blocking_send(message).is_err() || read == 0 {
             return Ok(());
         }

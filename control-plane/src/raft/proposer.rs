@@ -100,9 +100,7 @@ async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
                     let local = now.leader_id == Some(inner.id);
                     (batch, reason) = settle(inner, batch, written, local, reason).await;
                 }
-                Err(status) if wire::is_not_leader(&status) => {
-                    reason = status.message().to_string()
-                }
+                Err(status) if wire::is_not_leader(&status) => reason = status.message().to_string(),
                 Err(status) => (batch, reason) = doubt(batch, status.message()),
             }
             if batch.is_empty() {
@@ -128,11 +126,7 @@ async fn superseded(leadership: &mut tokio::sync::watch::Receiver<Leadership>, t
     }
 }
 
-async fn send(
-    inner: &Inner,
-    leadership: &Leadership,
-    commands: Vec<Bytes>,
-) -> Result<Written, Status> {
+async fn send(inner: &Inner, leadership: &Leadership, commands: Vec<Bytes>) -> Result<Written, Status> {
     if leadership.leader_id == Some(inner.id) {
         return inner.write_as_leader(commands).await;
     }
@@ -143,19 +137,9 @@ async fn send(
     let mut client = LeaderClient::new(channel)
         .max_decoding_message_size(wire::MAX_MESSAGE)
         .max_encoding_message_size(wire::MAX_MESSAGE);
-    let reply = client
-        .propose(ProposeRequest { commands })
-        .await?
-        .into_inner();
-    let answers = reply
-        .outcomes
-        .iter()
-        .map(|o| wire::decode(o))
-        .collect::<Result<_, _>>()?;
-    Ok(Written {
-        answers,
-        next_index: reply.log_index,
-    })
+    let reply = client.propose(ProposeRequest { commands }).await?.into_inner();
+    let answers = reply.outcomes.iter().map(|o| wire::decode(o)).collect::<Result<_, _>>()?;
+    Ok(Written { answers, next_index: reply.log_index })
 }
 
 /// Answers what has an outcome, once it is applied here; keeps what may be tried again.
@@ -183,9 +167,7 @@ async fn settle(
                 proposal.unknown = true;
                 again.push(proposal);
             }
-            Err(Unanswered::Unknown(reason)) => {
-                proposal.answer(Err(ProposeError::Unknown { reason }))
-            }
+            Err(Unanswered::Unknown(reason)) => proposal.answer(Err(ProposeError::Unknown { reason })),
         }
     }
     (again, reason)
@@ -199,9 +181,7 @@ fn doubt(batch: Vec<Proposal>, why: &str) -> (Vec<Proposal>, String) {
             proposal.unknown = true;
             again.push(proposal);
         } else {
-            proposal.answer(Err(ProposeError::Unknown {
-                reason: why.to_string(),
-            }));
+            proposal.answer(Err(ProposeError::Unknown { reason: why.to_string() }));
         }
     }
     (again, why.to_string())
@@ -212,9 +192,7 @@ fn expire(inner: &Inner, batch: Vec<Proposal>, started: Instant, reason: &str) -
     let (late, live): (Vec<_>, Vec<_>) = batch.into_iter().partition(|p| p.deadline <= now);
     for proposal in late {
         let error = if proposal.unknown {
-            ProposeError::Unknown {
-                reason: reason.to_string(),
-            }
+            ProposeError::Unknown { reason: reason.to_string() }
         } else {
             ProposeError::Unavailable {
                 waited_millis: started.elapsed().as_millis() as u64,

@@ -50,11 +50,7 @@ async fn round(inner: &Inner) -> Result<(), LeaderError> {
             return inner.read_index_as_leader().await;
         }
         let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
-        Ok(client
-            .read_index(ReadIndexRequest {})
-            .await?
-            .into_inner()
-            .log_index)
+        Ok(client.read_index(ReadIndexRequest {}).await?.into_inner().log_index)
     })
     .await?;
     inner.wait_applied(next_index).await;
@@ -62,10 +58,7 @@ async fn round(inner: &Inner) -> Result<(), LeaderError> {
 }
 
 /// The channel to the present leader.
-pub(super) fn leader_channel(
-    inner: &Inner,
-    leadership: &Leadership,
-) -> Result<tonic::transport::Channel, Status> {
+pub(super) fn leader_channel(inner: &Inner, leadership: &Leadership) -> Result<tonic::transport::Channel, Status> {
     match &leadership.leader_peer_address {
         Some(address) => inner.peers.channel(address, Purpose::Leader),
         None => Err(wire::not_leader("the leader's address is not known here")),

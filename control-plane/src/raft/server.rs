@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::peer::leader_server::{Leader, LeaderServer};
 use trellis_proto::peer::raft_server::{Raft, RaftServer};
 use trellis_proto::peer::{
-    ChangeMembersReply, ChangeMembersRequest, ProposeReply, ProposeRequest, RaftMessage,
-    ReadIndexReply, ReadIndexRequest, RenewLeaseReply, RenewLeaseRequest, ReportNetworkReply,
-    ReportNetworkRequest, change_members_request::Change,
+    ChangeMembersReply, ChangeMembersRequest, ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply,
+    ReadIndexRequest, RenewLeaseReply, RenewLeaseRequest, ReportNetworkReply, ReportNetworkRequest,
+    change_members_request::Change,
 };
 
 use super::config::{SnapshotMeta, TypeConfig, Vote};
@@ -35,19 +35,9 @@ pub struct PeerServices {
 }
 
 impl PeerServices {
-    pub(super) fn new(
-        raft: RaftHandle,
-        snapshots: Arc<Snapshots>,
-        inner: Arc<Inner>,
-        blank: bool,
-    ) -> Self {
+    pub(super) fn new(raft: RaftHandle, snapshots: Arc<Snapshots>, inner: Arc<Inner>, blank: bool) -> Self {
         let blank = Arc::new(AtomicBool::new(blank));
-        let service = RaftService {
-            raft,
-            inner: inner.clone(),
-            snapshots,
-            blank,
-        };
+        let service = RaftService { raft, inner: inner.clone(), snapshots, blank };
         Self {
             raft: RaftServer::new(service)
                 .max_decoding_message_size(wire::MAX_MESSAGE)
@@ -81,16 +71,10 @@ fn stopped(e: impl std::fmt::Display) -> Status {
 impl Raft for RaftService {
     type AppendStream = Replies;
 
-    async fn append(
-        &self,
-        request: Request<Streaming<RaftMessage>>,
-    ) -> Result<Response<Replies>, Status> {
+    async fn append(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<Replies>, Status> {
         // Ends at the first broken message: the leader starts another stream then.
         let inner = self.inner.clone();
-        let requests = request
-            .into_inner()
-            .map_while_ok()
-            .inspect(move |_| inner.hear());
+        let requests = request.into_inner().map_while_ok().inspect(move |_| inner.hear());
         let results = self.raft.stream_append(requests);
         let replies = results.map(|result| wire::message(&result.map_err(stopped)?));
         Ok(Response::new(Box::pin(replies)))
@@ -105,10 +89,7 @@ impl Raft for RaftService {
         wire::message(&reply).map(Response::new)
     }
 
-    async fn pre_vote(
-        &self,
-        request: Request<RaftMessage>,
-    ) -> Result<Response<RaftMessage>, Status> {
+    async fn pre_vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let request: VoteRequest<TypeConfig> = wire::decode(&request.into_inner().payload)?;
         if let Some(refusal) = self.refuse_blank() {
             return wire::message(&refusal).map(Response::new);
@@ -117,40 +98,22 @@ impl Raft for RaftService {
         wire::message(&reply).map(Response::new)
     }
 
-    async fn transfer_leader(
-        &self,
-        request: Request<RaftMessage>,
-    ) -> Result<Response<RaftMessage>, Status> {
-        let request: TransferLeaderRequest<TypeConfig> =
-            wire::decode(&request.into_inner().payload)?;
-        let reply = self
-            .raft
-            .handle_transfer_leader(request)
-            .await
-            .map_err(stopped)?;
+    async fn transfer_leader(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        let request: TransferLeaderRequest<TypeConfig> = wire::decode(&request.into_inner().payload)?;
+        let reply = self.raft.handle_transfer_leader(request).await.map_err(stopped)?;
         wire::message(&reply).map(Response::new)
     }
 
-    async fn snapshot(
-        &self,
-        request: Request<Streaming<RaftMessage>>,
-    ) -> Result<Response<RaftMessage>, Status> {
+    async fn snapshot(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<RaftMessage>, Status> {
         let mut chunks = request.into_inner();
-        let first = chunks
-            .message()
-            .await?
-            .ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
+        let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("an empty snapshot stream"))?;
         let (vote, meta): (Vote, SnapshotMeta) = wire::decode(&first.payload)?;
         tracing::info!(snapshot = ?meta.last_log_id, "receiving a snapshot from the leader");
         let draft = self.receive(chunks).await?;
         let snapshot = self.snapshots.reopen(&draft).map_err(disk)?;
         // From here on the state machine owns the file: it adopts or removes it.
         draft.hand_over();
-        let reply = self
-            .raft
-            .install_full_snapshot(vote, Snapshot { meta, snapshot })
-            .await
-            .map_err(stopped)?;
+        let reply = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(stopped)?;
         wire::message(&reply).map(Response::new)
     }
 }
@@ -167,8 +130,7 @@ impl RaftService {
         }
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        if metrics.cluster_committed.is_some() && metrics.last_applied >= metrics.cluster_committed
-        {
+        if metrics.cluster_committed.is_some() && metrics.last_applied >= metrics.cluster_committed {
             self.blank.store(false, Ordering::Relaxed);
             return None;
         }
@@ -227,48 +189,23 @@ pub struct LeaderService {
 
 #[tonic::async_trait]
 impl Leader for LeaderService {
-    async fn propose(
-        &self,
-        request: Request<ProposeRequest>,
-    ) -> Result<Response<ProposeReply>, Status> {
-        let written = self
-            .inner
-            .write_as_leader(request.into_inner().commands)
-            .await?;
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        let written = self.inner.write_as_leader(request.into_inner().commands).await?;
         // One answer a command: Ok(outcome), or why there is none.
-        let outcomes = written
-            .answers
-            .iter()
-            .map(wire::encode)
-            .collect::<Result<_, _>>()?;
-        Ok(Response::new(ProposeReply {
-            outcomes,
-            log_index: written.next_index,
-        }))
+        let outcomes = written.answers.iter().map(wire::encode).collect::<Result<_, _>>()?;
+        Ok(Response::new(ProposeReply { outcomes, log_index: written.next_index }))
     }
 
-    async fn read_index(
-        &self,
-        _: Request<ReadIndexRequest>,
-    ) -> Result<Response<ReadIndexReply>, Status> {
+    async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
         let log_index = self.inner.read_index_as_leader().await?;
         Ok(Response::new(ReadIndexReply { log_index }))
     }
 
-    async fn renew_lease(
-        &self,
-        request: Request<RenewLeaseRequest>,
-    ) -> Result<Response<RenewLeaseReply>, Status> {
+    async fn renew_lease(&self, request: Request<RenewLeaseRequest>) -> Result<Response<RenewLeaseReply>, Status> {
         let request = request.into_inner();
         self.inner.must_lead()?;
-        let grant = self
-            .inner
-            .hooks
-            .renew_lease(&request.node, &request.instance);
-        Ok(Response::new(RenewLeaseReply {
-            ttl_millis: grant.ttl_millis,
-            term: grant.term,
-        }))
+        let grant = self.inner.hooks.renew_lease(&request.node, &request.instance);
+        Ok(Response::new(RenewLeaseReply { ttl_millis: grant.ttl_millis, term: grant.term }))
     }
 
     async fn report_network(
@@ -277,23 +214,15 @@ impl Leader for LeaderService {
     ) -> Result<Response<ReportNetworkReply>, Status> {
         let request = request.into_inner();
         self.inner.must_lead()?;
-        let min_applied_revision = self
-            .inner
-            .hooks
-            .report_network(&request.node, request.applied_revision);
-        Ok(Response::new(ReportNetworkReply {
-            min_applied_revision,
-        }))
+        let min_applied_revision = self.inner.hooks.report_network(&request.node, request.applied_revision);
+        Ok(Response::new(ReportNetworkReply { min_applied_revision }))
     }
 
     async fn change_members(
         &self,
         request: Request<ChangeMembersRequest>,
     ) -> Result<Response<ChangeMembersReply>, Status> {
-        let change = request
-            .into_inner()
-            .change
-            .ok_or_else(|| Status::invalid_argument("no change is named"))?;
+        let change = request.into_inner().change.ok_or_else(|| Status::invalid_argument("no change is named"))?;
         self.inner.must_lead()?;
         let result = match change {
             Change::Add(m) => membership::add(&self.inner, m.into()).await,

@@ -126,10 +126,7 @@ impl SimDisk {
             life: 0,
             syncs: BTreeMap::new(),
         };
-        Self {
-            state: Arc::new(Mutex::new(state)),
-            life: 0,
-        }
+        Self { state: Arc::new(Mutex::new(state)), life: 0 }
     }
 
     /// From now on this kind of fsync does nothing.
@@ -158,10 +155,7 @@ impl SimDisk {
         for inode in state.durable.values() {
             lock_content(inode).cut_power(&mut state.rng);
         }
-        SimDisk {
-            state: self.state.clone(),
-            life: state.life,
-        }
+        SimDisk { state: self.state.clone(), life: state.life }
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
@@ -178,12 +172,11 @@ impl SimDisk {
 
     fn find(&self, path: &Path) -> io::Result<Inode> {
         let state = self.alive()?;
-        state.current.get(path).cloned().ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("no file {}", path.display()),
-            )
-        })
+        state
+            .current
+            .get(path)
+            .cloned()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no file {}", path.display())))
     }
 
     fn name(&self, naming: Naming) -> io::Result<()> {
@@ -213,26 +206,18 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.alive()?;
         let inside = state.current.keys().filter(|p| p.parent() == Some(dir));
-        Ok(inside
-            .filter_map(|p| Some(p.file_name()?.to_str()?.to_string()))
-            .collect())
+        Ok(inside.filter_map(|p| Some(p.file_name()?.to_str()?.to_string())).collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let inode = Inode::default();
         self.name(Naming::Link(path.to_path_buf(), inode.clone()))?;
-        Ok(Box::new(SimFile {
-            disk: self.clone(),
-            inode,
-        }))
+        Ok(Box::new(SimFile { disk: self.clone(), inode }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let inode = self.find(path)?;
-        Ok(Box::new(SimFile {
-            disk: self.clone(),
-            inode,
-        }))
+        Ok(Box::new(SimFile { disk: self.clone(), inode }))
     }
 
     fn reader(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
@@ -244,11 +229,8 @@ impl Disk for SimDisk {
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let inode = self.find(path)?;
         let content = lock_content(&inode);
-        let part = content
-            .current
-            .get(offset as usize..offset as usize + length);
-        part.map(<[u8]>::to_vec)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        let part = content.current.get(offset as usize..offset as usize + length);
+        part.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -266,10 +248,7 @@ impl Disk for SimDisk {
         if !state.asked(site) {
             return Ok(());
         }
-        let (here, elsewhere): (Vec<_>, Vec<_>) = state
-            .pending
-            .drain(..)
-            .partition(|n| n.folder() == Some(dir));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = state.pending.drain(..).partition(|n| n.folder() == Some(dir));
         state.pending = elsewhere;
         for naming in here {
             naming.run(&mut state.durable);
@@ -292,10 +271,7 @@ impl DiskFile for SimFile {
         let _alive = self.disk.alive()?;
         let mut content = lock_content(&self.inode);
         Content::put(&mut content.current, offset as usize, bytes);
-        content.pending.push(Write::Bytes {
-            offset: offset as usize,
-            bytes: bytes.to_vec(),
-        });
+        content.pending.push(Write::Bytes { offset: offset as usize, bytes: bytes.to_vec() });
         Ok(())
     }
 

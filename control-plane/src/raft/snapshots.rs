@@ -30,9 +30,7 @@ pub struct SnapshotFile {
 
 impl std::fmt::Debug for SnapshotFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SnapshotFile")
-            .field("path", &self.path)
-            .finish()
+        f.debug_struct("SnapshotFile").field("path", &self.path).finish()
     }
 }
 
@@ -78,16 +76,11 @@ impl Drop for Draft {
 }
 
 fn invalid(path: &Path, why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("snapshot {}: {why}", path.display()),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot {}: {why}", path.display()))
 }
 
 fn name(meta: &SnapshotMeta) -> String {
-    let (term, index) = meta
-        .last_log_id
-        .map_or((0, 0), |id| (id.committed_leader_id().term, id.index));
+    let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.committed_leader_id().term, id.index));
     format!("{index:016x}-{term:016x}.snap")
 }
 
@@ -108,18 +101,10 @@ impl Snapshots {
             let meta = read_meta(&mut *disk.reader(&path)?, &path)?;
             current = Some((meta, path));
         }
-        for old in names
-            .iter()
-            .filter(|n| n.ends_with(".snap") && Some(*n) != newest)
-        {
+        for old in names.iter().filter(|n| n.ends_with(".snap") && Some(*n) != newest) {
             disk.remove(&dir.join(old))?;
         }
-        Ok(Arc::new(Self {
-            disk,
-            dir: dir.to_path_buf(),
-            current: Mutex::new(current),
-            temporary: AtomicU64::new(0),
-        }))
+        Ok(Arc::new(Self { disk, dir: dir.to_path_buf(), current: Mutex::new(current), temporary: AtomicU64::new(0) }))
     }
 
     /// The snapshot in force.
@@ -128,10 +113,7 @@ impl Snapshots {
         let Some((meta, path)) = &*current else {
             return Ok(None);
         };
-        let file = SnapshotFile {
-            reader: self.disk.reader(path)?,
-            path: path.clone(),
-        };
+        let file = SnapshotFile { reader: self.disk.reader(path)?, path: path.clone() };
         Ok(Some((meta.clone(), file)))
     }
 
@@ -143,13 +125,7 @@ impl Snapshots {
     pub fn draft(&self) -> io::Result<Draft> {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{number}.tmp"));
-        Ok(Draft {
-            file: self.disk.create(&path)?,
-            path,
-            offset: 0,
-            disk: self.disk.clone(),
-            kept: false,
-        })
+        Ok(Draft { file: self.disk.create(&path)?, path, offset: 0, disk: self.disk.clone(), kept: false })
     }
 
     /// Writes a captured state and brings it into force.
@@ -170,10 +146,7 @@ impl Snapshots {
     pub fn adopt(&self, meta: &SnapshotMeta, mut draft: Draft) -> io::Result<()> {
         draft.file.sync(SyncSite::SnapshotData)?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current
-            .as_ref()
-            .is_some_and(|(have, _)| have.last_log_id > meta.last_log_id)
-        {
+        if current.as_ref().is_some_and(|(have, _)| have.last_log_id > meta.last_log_id) {
             return Ok(());
         }
         let path = self.dir.join(name(meta));
@@ -192,10 +165,7 @@ impl Snapshots {
 
     /// Opens a draft that was received, to look at it before it is adopted.
     pub(super) fn reopen(&self, draft: &Draft) -> io::Result<SnapshotFile> {
-        Ok(SnapshotFile {
-            reader: self.disk.reader(&draft.path)?,
-            path: draft.path.clone(),
-        })
+        Ok(SnapshotFile { reader: self.disk.reader(&draft.path)?, path: draft.path.clone() })
     }
 
     /// Takes over a draft's file by its path, as a [`SnapshotFile`] names it.
@@ -224,13 +194,7 @@ fn read_meta(input: &mut dyn Read, path: &Path) -> io::Result<SnapshotMeta> {
         return Err(invalid(path, "this is no snapshot"));
     }
     if head[7] != MAGIC[7] {
-        return Err(invalid(
-            path,
-            format!(
-                "format {}, this program reads {}: update it",
-                head[7], MAGIC[7]
-            ),
-        ));
+        return Err(invalid(path, format!("format {}, this program reads {}: update it", head[7], MAGIC[7])));
     }
     let word = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     if word(8) > MAX_META {
@@ -245,10 +209,7 @@ fn read_meta(input: &mut dyn Read, path: &Path) -> io::Result<SnapshotMeta> {
 }
 
 /// Reads a whole snapshot: its description and the state.
-pub(super) fn read_state(
-    file: SnapshotFile,
-    limits: HistoryLimits,
-) -> io::Result<(SnapshotMeta, State)> {
+pub(super) fn read_state(file: SnapshotFile, limits: HistoryLimits) -> io::Result<(SnapshotMeta, State)> {
     let mut input = BufReader::with_capacity(WRITE_BYTES, file.reader);
     let meta = read_meta(&mut input, &file.path)?;
     let state = read_from(&mut input, limits).map_err(|e| invalid(&file.path, e))?;

@@ -67,11 +67,7 @@ struct Opened {
 }
 
 async fn open(options: &Options) -> Result<Opened, StartError> {
-    let (disk, tuning, dir) = (
-        options.disk.clone(),
-        options.tuning.clone(),
-        options.data_dir.clone(),
-    );
+    let (disk, tuning, dir) = (options.disk.clone(), options.tuning.clone(), options.data_dir.clone());
     let open = move || {
         disk.create_dir(&dir)?;
         Ok(Opened {
@@ -82,36 +78,21 @@ async fn open(options: &Options) -> Result<Opened, StartError> {
     };
     let opened = tokio::task::spawn_blocking(open).await;
     let opened = opened.map_err(io::Error::other).and_then(|o| o);
-    opened.map_err(|source| StartError::Data {
-        id: options.id,
-        dir: options.data_dir.clone(),
-        source,
-    })
+    opened.map_err(|source| StartError::Data { id: options.id, dir: options.data_dir.clone(), source })
 }
 
 /// Starts a member from what its folder holds. With an empty folder it waits to be added to a
 /// cluster, or for [`Consensus::bootstrap`]. The services are to be served on its peer address.
-pub async fn start(
-    options: Options,
-    store: Store,
-) -> Result<(Consensus, PeerServices), StartError> {
-    let Opened {
-        lock,
-        log,
-        snapshots,
-    } = open(&options).await?;
+pub async fn start(options: Options, store: Store) -> Result<(Consensus, PeerServices), StartError> {
+    let Opened { lock, log, snapshots } = open(&options).await?;
     let blank = log.is_blank();
     let machine = Machine::new(store.clone(), snapshots.clone());
     let applied = machine.applied();
     let peers = Peers::new(options.dialer);
-    let network = Network {
-        peers: peers.clone(),
-    };
+    let network = Network { peers: peers.clone() };
     let config = options.tuning.raft_config(&options.cluster_name)?;
     let refused = |e: &dyn std::fmt::Display| StartError::Raft(e.to_string());
-    let raft = RaftHandle::new(options.id, config, network, log.clone(), machine)
-        .await
-        .map_err(|e| refused(&e))?;
+    let raft = RaftHandle::new(options.id, config, network, log.clone(), machine).await.map_err(|e| refused(&e))?;
     let (tell_leadership, leadership) = watch::channel(Leadership::default());
     let following = leader::follow(raft.clone(), options.id, applied.clone(), tell_leadership);
     let inner = Arc::new(Inner::new(

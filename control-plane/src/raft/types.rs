@@ -98,9 +98,7 @@ pub trait LeaderHooks: Send + Sync + 'static {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ProposeError {
     /// It was certainly not applied: try again.
-    #[error(
-        "no leader could take the write within {waited_millis} ms ({reason}); nothing was written, try again"
-    )]
+    #[error("no leader could take the write within {waited_millis} ms ({reason}); nothing was written, try again")]
     Unavailable {
         /// How long it was tried.
         waited_millis: u64,

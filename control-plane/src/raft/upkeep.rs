@@ -41,10 +41,7 @@ fn plan(tuning: &Tuning, now: &Sizes) -> Step {
     let since = now.applied.saturating_sub(now.snapshot);
     if now.log_bytes >= limit && now.snapshot > now.purged {
         Step::Purge(now.snapshot)
-    } else if since
-        >= tuning
-            .snapshot_entries
-            .max(now.state_records / RECORDS_AN_ENTRY)
+    } else if since >= tuning.snapshot_entries.max(now.state_records / RECORDS_AN_ENTRY)
         || (now.log_bytes >= limit && since > 0)
     {
         Step::Snapshot
@@ -53,13 +50,7 @@ fn plan(tuning: &Tuning, now: &Sizes) -> Step {
     }
 }
 
-pub(super) async fn run(
-    raft: RaftHandle,
-    log: LogStore,
-    store: Store,
-    tuning: Tuning,
-    stop: CancellationToken,
-) {
+pub(super) async fn run(raft: RaftHandle, log: LogStore, store: Store, tuning: Tuning, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -70,8 +61,7 @@ pub(super) async fn run(
         let sizes = {
             let metrics = raft.data_metrics();
             let metrics = metrics.borrow_watched();
-            let index =
-                |id: &Option<super::config::LogId>| id.as_ref().map_or(0, |id| id.index + 1);
+            let index = |id: &Option<super::config::LogId>| id.as_ref().map_or(0, |id| id.index + 1);
             let state = store.stats();
             Sizes {
                 applied: index(&metrics.last_applied),
@@ -98,23 +88,12 @@ mod tests {
     use super::*;
 
     fn sizes(applied: u64, snapshot: u64, purged: u64, log_bytes: u64) -> Sizes {
-        Sizes {
-            applied,
-            snapshot,
-            purged,
-            log_bytes,
-            state_bytes: 1_000,
-            state_records: 100,
-        }
+        Sizes { applied, snapshot, purged, log_bytes, state_bytes: 1_000, state_records: 100 }
     }
 
     #[test]
     fn snapshots_by_entries_and_bytes_and_purges_what_they_cover() {
-        let tuning = Tuning {
-            snapshot_entries: 100,
-            snapshot_bytes: 500,
-            ..Tuning::default()
-        };
+        let tuning = Tuning { snapshot_entries: 100, snapshot_bytes: 500, ..Tuning::default() };
         assert_eq!(plan(&tuning, &sizes(99, 0, 0, 999)), Step::Nothing);
         assert_eq!(plan(&tuning, &sizes(100, 0, 0, 10)), Step::Snapshot);
         // The state is larger than the byte limit: it rules.

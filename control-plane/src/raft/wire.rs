@@ -21,9 +21,8 @@ pub(super) fn encode(message: &impl Serialize) -> Result<Bytes, Status> {
 /// Decodes a message.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     match bytes.split_first() {
-        Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|e| {
-            Status::invalid_argument(format!("a member's message does not decode: {e}"))
-        }),
+        Some((&FORMAT, rest)) => postcard::from_bytes(rest)
+            .map_err(|e| Status::invalid_argument(format!("a member's message does not decode: {e}"))),
         Some((other, _)) => Err(Status::unimplemented(format!(
             "a member's message has format {other}, this member reads {FORMAT}: update it"
         ))),
@@ -32,9 +31,7 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
 }
 
 pub(super) fn message(payload: &impl Serialize) -> Result<RaftMessage, Status> {
-    Ok(RaftMessage {
-        payload: encode(payload)?,
-    })
+    Ok(RaftMessage { payload: encode(payload)? })
 }
 
 /// Marks "I am not the leader, nothing was done": the one refusal after which any call may be

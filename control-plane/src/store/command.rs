@@ -141,12 +141,7 @@ pub enum CommandDecodeError {
 impl Command {
     /// A command at `now_millis` without request id or fence.
     pub fn new(now_millis: u64, ops: Vec<Op>) -> Self {
-        Self {
-            request_id: None,
-            now_millis,
-            fence_term: None,
-            ops,
-        }
+        Self { request_id: None, now_millis, fence_term: None, ops }
     }
 
     /// Sets the request id.
@@ -224,12 +219,7 @@ impl Op {
             Op::Put { object, .. } => {
                 let pairs = object.index.labels.iter().chain(&object.index.fields);
                 pairs.map(|(a, b)| a.len() + b.len() + 2).sum::<usize>()
-                    + object
-                        .index
-                        .owners
-                        .iter()
-                        .map(|o| o.len() + 1)
-                        .sum::<usize>()
+                    + object.index.owners.iter().map(|o| o.len() + 1).sum::<usize>()
                     + object.index.uid.len()
             }
             _ => 0,

@@ -53,12 +53,7 @@ impl Default for Store {
 impl Store {
     /// An empty store.
     pub fn new(limits: HistoryLimits) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                state: RwLock::new(State::new(limits)),
-                bells: Bells::default(),
-            }),
-        }
+        Self { inner: Arc::new(Inner { state: RwLock::new(State::new(limits)), bells: Bells::default() }) }
     }
 
     pub(super) fn bells(&self) -> &Bells {
@@ -69,11 +64,7 @@ impl Store {
     pub(crate) fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
         // A panic inside apply would leave a half-applied state; the raft layer stops the
         // member on it, so readers need not.
-        f(&self
-            .inner
-            .state
-            .read()
-            .unwrap_or_else(PoisonError::into_inner))
+        f(&self.inner.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Applies encoded commands in order, each with its entry's term. Only the raft layer
@@ -82,11 +73,7 @@ impl Store {
         // Decoded before the lock is taken: readers wait for the changes only.
         let decode = |(term, bytes)| (term, Command::decode(bytes));
         let commands: Vec<_> = batch.into_iter().map(decode).collect();
-        let mut state = self
-            .inner
-            .state
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.inner.state.write().unwrap_or_else(PoisonError::into_inner);
         let before = state.revision();
         let outcomes = commands
             .into_iter()
@@ -95,16 +82,10 @@ impl Store {
                 Err(e) => Outcome::Refused(e.to_string()),
             })
             .collect();
-        let kinds: BTreeSet<String> = state
-            .history()
-            .after(before)
-            .filter_map(|e| e.key())
-            .map(|k| k.kind.clone())
-            .collect();
+        let kinds: BTreeSet<String> =
+            state.history().after(before).filter_map(|e| e.key()).map(|k| k.kind.clone()).collect();
         drop(state);
-        self.inner
-            .bells
-            .ring(Some(kinds.iter().map(String::as_str)));
+        self.inner.bells.ring(Some(kinds.iter().map(String::as_str)));
         outcomes
     }
 
@@ -112,11 +93,7 @@ impl Store {
     /// history reaches back to there.
     pub fn replace(&self, state: State) {
         let old = {
-            let mut guard = self
-                .inner
-                .state
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut guard = self.inner.state.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *guard, state)
         };
         // Freed outside the lock: it may be hundreds of megabytes.
@@ -149,13 +126,7 @@ impl Store {
         limit: usize,
         at_revision: Option<u64>,
     ) -> Result<Page, RevisionError> {
-        let query = ListQuery {
-            kind,
-            namespace,
-            after,
-            limit,
-            at_revision,
-        };
+        let query = ListQuery { kind, namespace, after, limit, at_revision };
         self.read(|s| page::list(s, &query))
     }
 
@@ -226,10 +197,7 @@ impl Store {
     pub fn sys_list(&self, prefix: &str) -> Vec<(String, SysValue)> {
         self.read(|s| {
             s.system
-                .range::<str, _>((
-                    std::ops::Bound::Included(prefix),
-                    std::ops::Bound::Unbounded,
-                ))
+                .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
                 .take_while(|(k, _)| k.starts_with(prefix))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect()

@@ -51,10 +51,7 @@ impl Default for HistoryLimits {
     /// 50,000 events: ten seconds of the fastest churn aimed at (5,000 objects a second); and
     /// 24 MiB, so that it fits a control plane of 50 MB.
     fn default() -> Self {
-        Self {
-            events: 50_000,
-            bytes: 24 * 1024 * 1024,
-        }
+        Self { events: 50_000, bytes: 24 * 1024 * 1024 }
     }
 }
 
@@ -72,26 +69,12 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn new(limits: HistoryLimits) -> Self {
-        Self {
-            events: VecDeque::new(),
-            bytes: 0,
-            limits,
-            floor: 0,
-            dropped: BTreeMap::new(),
-        }
+        Self { events: VecDeque::new(), bytes: 0, limits, floor: 0, dropped: BTreeMap::new() }
     }
 
     /// Restores what [`History::parts`] gave.
-    pub(super) fn restore(
-        limits: HistoryLimits,
-        floor: u64,
-        dropped: BTreeMap<String, u64>,
-    ) -> Self {
-        Self {
-            floor,
-            dropped,
-            ..Self::new(limits)
-        }
+    pub(super) fn restore(limits: HistoryLimits, floor: u64, dropped: BTreeMap<String, u64>) -> Self {
+        Self { floor, dropped, ..Self::new(limits) }
     }
 
     pub(super) fn limits(&self) -> HistoryLimits {
@@ -152,11 +135,7 @@ impl History {
         if kinds.is_empty() {
             return self.floor;
         }
-        kinds
-            .iter()
-            .filter_map(|k| self.dropped.get(k).copied())
-            .max()
-            .unwrap_or(0)
+        kinds.iter().filter_map(|k| self.dropped.get(k).copied()).max().unwrap_or(0)
     }
 
     /// Events after `revision`, oldest first.

@@ -69,9 +69,7 @@ impl Objects {
 
     /// Objects after `from` in key order.
     pub(super) fn after(&self, from: Bound<&Key>) -> impl Iterator<Item = &Arc<Versioned>> {
-        self.all
-            .range::<Key, _>((from, Bound::Unbounded))
-            .map(|o| &o.0)
+        self.all.range::<Key, _>((from, Bound::Unbounded)).map(|o| &o.0)
     }
 
     /// Puts a new version in place of the old one, which is answered.
@@ -147,10 +145,5 @@ fn remove(lookup: &mut Lookup, value: &str, key: &Key) {
 }
 
 fn collect(set: Option<&BTreeSet<ByKey>>, kind: Option<&str>) -> Vec<Arc<Versioned>> {
-    set.into_iter()
-        .flatten()
-        .map(|o| &o.0)
-        .filter(|o| kind.is_none_or(|k| o.key.kind == k))
-        .cloned()
-        .collect()
+    set.into_iter().flatten().map(|o| &o.0).filter(|o| kind.is_none_or(|k| o.key.kind == k)).cloned().collect()
 }

@@ -27,12 +27,7 @@ impl Key {
         namespace: impl Into<String>,
         name: impl Into<String>,
     ) -> Self {
-        Self {
-            group: group.into(),
-            kind: kind.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { group: group.into(), kind: kind.into(), namespace: namespace.into(), name: name.into() }
     }
 
     /// Bytes of text in it, for accounting.

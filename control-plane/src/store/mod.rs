@@ -34,8 +34,8 @@ mod tests;
 mod watch;
 
 pub use command::{
-    Command, CommandDecodeError, LimitExceeded, MAX_KEY_BYTES, MAX_OBJECT_BYTES,
-    MAX_REQUEST_ID_BYTES, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPS, Op, SysWhen, When,
+    Command, CommandDecodeError, LimitExceeded, MAX_KEY_BYTES, MAX_OBJECT_BYTES, MAX_REQUEST_ID_BYTES,
+    MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPS, Op, SysWhen, When,
 };
 pub use handle::{Store, StoreStats};
 pub use history::{Event, HistoryLimits};

@@ -23,18 +23,12 @@ pub struct Index {
 impl Index {
     /// The value of a selectable field.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|(f, _)| f == name)
-            .map(|(_, v)| v.as_str())
+        self.fields.iter().find(|(f, _)| f == name).map(|(_, v)| v.as_str())
     }
 
     /// The value of a label.
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(l, _)| l == name)
-            .map(|(_, v)| v.as_str())
+        self.labels.iter().find(|(l, _)| l == name).map(|(_, v)| v.as_str())
     }
 }
 

@@ -60,35 +60,21 @@ pub(super) fn list(state: &State, query: &ListQuery<'_>) -> Result<Page, Revisio
     let current = state.revision();
     let revision = query.at_revision.unwrap_or(current);
     if revision > current {
-        return Err(RevisionError::NotYet {
-            requested: revision,
-            current,
-        });
+        return Err(RevisionError::NotYet { requested: revision, current });
     }
     let oldest = state.history().floor();
     if revision < current && revision < oldest {
-        return Err(RevisionError::Compacted {
-            requested: revision,
-            oldest,
-        });
+        return Err(RevisionError::Compacted { requested: revision, oldest });
     }
     let first = Key::new("", query.kind, query.namespace.unwrap_or(""), "");
     let from = match query.after {
         Some(after) if *after >= first => Bound::Excluded(after),
         _ => Bound::Included(&first),
     };
-    let wanted = if query.limit == 0 {
-        usize::MAX
-    } else {
-        query.limit
-    };
+    let wanted = if query.limit == 0 { usize::MAX } else { query.limit };
     let undone = undo(state, query, revision);
     let mut undone = undone.range::<Key, _>((from, Bound::Unbounded)).peekable();
-    let mut live = state
-        .objects()
-        .after(from)
-        .take_while(|o| query.contains(&o.key))
-        .peekable();
+    let mut live = state.objects().after(from).take_while(|o| query.contains(&o.key)).peekable();
     let mut items: Vec<Arc<Versioned>> = Vec::new();
     // Both sides are in key order; where both name a key, the older revision's word counts.
     let more = loop {
@@ -111,19 +97,11 @@ pub(super) fn list(state: &State, query: &ListQuery<'_>) -> Result<Page, Revisio
             items.push(object);
         }
     };
-    Ok(Page {
-        items,
-        revision,
-        more,
-    })
+    Ok(Page { items, revision, more })
 }
 
 /// For each object of the query changed after `revision`, what it was then.
-fn undo<'a>(
-    state: &'a State,
-    query: &ListQuery<'_>,
-    revision: u64,
-) -> BTreeMap<&'a Key, Option<Arc<Versioned>>> {
+fn undo<'a>(state: &'a State, query: &ListQuery<'_>, revision: u64) -> BTreeMap<&'a Key, Option<Arc<Versioned>>> {
     let mut then = BTreeMap::new();
     for event in state.history().after(revision) {
         if let Some(key) = event.key()

@@ -51,9 +51,7 @@ impl Requests {
     /// Forgets what is too old at `now_millis` or too much.
     pub(super) fn forget(&mut self, now_millis: u64) {
         let oldest = now_millis.saturating_sub(REQUEST_MEMORY_MILLIS);
-        while self.order.len() > MAX_REMEMBERED_REQUESTS
-            || self.order.front().is_some_and(|r| r.at_millis < oldest)
-        {
+        while self.order.len() > MAX_REMEMBERED_REQUESTS || self.order.front().is_some_and(|r| r.at_millis < oldest) {
             if let Some(gone) = self.order.pop_front() {
                 self.by_key.remove(&gone.key);
             }

@@ -33,24 +33,11 @@ const MAX_RECORD: u32 = 16 * 1024 * 1024;
 #[derive(Deserialize)]
 enum Record {
     Head(Head),
-    Version {
-        live: bool,
-        version: Versioned,
-    },
+    Version { live: bool, version: Versioned },
     Event(EventRecord),
-    System {
-        key: String,
-        value: Bytes,
-        revision: u64,
-    },
-    Request {
-        key: [u8; 16],
-        at_millis: u64,
-        revisions: Vec<u64>,
-    },
-    End {
-        records: u64,
-    },
+    System { key: String, value: Bytes, revision: u64 },
+    Request { key: [u8; 16], at_millis: u64, revisions: Vec<u64> },
+    End { records: u64 },
 }
 
 /// The same for writing, by reference: a snapshot is many small records, and copying each would
@@ -58,24 +45,11 @@ enum Record {
 #[derive(Serialize)]
 enum RecordRef<'a> {
     Head(&'a Head),
-    Version {
-        live: bool,
-        version: &'a Versioned,
-    },
+    Version { live: bool, version: &'a Versioned },
     Event(EventRecord),
-    System {
-        key: &'a str,
-        value: &'a Bytes,
-        revision: u64,
-    },
-    Request {
-        key: [u8; 16],
-        at_millis: u64,
-        revisions: &'a [u64],
-    },
-    End {
-        records: u64,
-    },
+    System { key: &'a str, value: &'a Bytes, revision: u64 },
+    Request { key: [u8; 16], at_millis: u64, revisions: &'a [u64] },
+    End { records: u64 },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,9 +80,7 @@ pub enum SnapshotError {
     #[error("this is no store snapshot (it does not begin with TRLSTORE)")]
     Magic,
     /// A newer program wrote it.
-    #[error(
-        "snapshot version {0} is not known here (this program reads {VERSION}): update this member"
-    )]
+    #[error("snapshot version {0} is not known here (this program reads {VERSION}): update this member")]
     Version(u8),
     /// Bits flipped or were lost.
     #[error("snapshot record {0} is damaged: {1}")]
@@ -141,11 +113,7 @@ impl Store {
                 },
                 live: s.objects().iter().cloned().collect(),
                 events: events.iter().cloned().collect(),
-                system: s
-                    .system
-                    .iter()
-                    .map(|(k, v)| (k.clone(), v.clone()))
-                    .collect(),
+                system: s.system.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
                 requests: s.requests.iter().cloned().collect(),
             }
         })
@@ -162,11 +130,7 @@ impl Capture {
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(MAGIC)?;
         out.write_all(&[VERSION])?;
-        let mut sink = Sink {
-            out,
-            records: 0,
-            buffer: Vec::new(),
-        };
+        let mut sink = Sink { out, records: 0, buffer: Vec::new() };
         sink.put(&RecordRef::Head(&self.head))?;
         for (version, live) in self.versions() {
             sink.put(&RecordRef::Version { live, version })?;
@@ -180,11 +144,7 @@ impl Capture {
             }))?;
         }
         for (key, value) in &self.system {
-            sink.put(&RecordRef::System {
-                key,
-                value: &value.value,
-                revision: value.revision,
-            })?;
+            sink.put(&RecordRef::System { key, value: &value.value, revision: value.revision })?;
         }
         for r in &self.requests {
             sink.put(&RecordRef::Request {
@@ -222,8 +182,7 @@ impl<W: Write> Sink<'_, W> {
         let buffer = postcard::to_extend(record, buffer).map_err(io::Error::other)?;
         let length = u32::try_from(buffer.len()).map_err(io::Error::other)?;
         self.out.write_all(&length.to_le_bytes())?;
-        self.out
-            .write_all(&crc32fast::hash(&buffer).to_le_bytes())?;
+        self.out.write_all(&crc32fast::hash(&buffer).to_le_bytes())?;
         self.out.write_all(&buffer)?;
         self.buffer = buffer;
         self.records += 1;
@@ -302,22 +261,12 @@ pub fn read_from(input: &mut impl Read, limits: HistoryLimits) -> Result<State, 
                     new: find(e.new).map_err(missing)?,
                 });
             }
-            Record::System {
-                key,
-                value,
-                revision,
-            } => {
+            Record::System { key, value, revision } => {
                 system.insert(key, SysValue { value, revision });
             }
-            Record::Request {
-                key,
-                at_millis,
-                revisions,
-            } => requests.remember(Remembered {
-                key: u128::from_be_bytes(key),
-                at_millis,
-                revisions: revisions.into(),
-            }),
+            Record::Request { key, at_millis, revisions } => {
+                requests.remember(Remembered { key: u128::from_be_bytes(key), at_millis, revisions: revisions.into() })
+            }
             Record::End { records } if records + 1 == source.records => break,
             Record::End { records } => {
                 return Err(source.damaged(format!("it counts {records} records before it")));

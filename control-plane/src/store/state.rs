@@ -15,9 +15,7 @@ use bytes::Bytes;
 use super::history::{Event, History, HistoryLimits};
 use super::index::Objects;
 use super::requests::{Remembered, Requests};
-use super::{
-    Command, Current, Key, Op, OpError, Outcome, Stored, SysValue, SysWhen, Versioned, When,
-};
+use super::{Command, Current, Key, Op, OpError, Outcome, Stored, SysValue, SysWhen, Versioned, When};
 
 /// The feature level of the first release.
 pub const FIRST_FEATURE_LEVEL: u32 = 1;
@@ -62,10 +60,7 @@ impl State {
         }
         let request = command.request_id.as_deref().map(Requests::key);
         if let Some(revisions) = request.and_then(|key| self.requests.get(key)) {
-            return Outcome::Done {
-                revisions: revisions.to_vec(),
-                replayed: true,
-            };
+            return Outcome::Done { revisions: revisions.to_vec(), replayed: true };
         }
         if command.fence_term.is_some_and(|fence| fence != term) {
             return Outcome::FencedOut { term };
@@ -82,10 +77,7 @@ impl State {
             });
             self.requests.forget(self.logged_millis);
         }
-        Outcome::Done {
-            revisions,
-            replayed: false,
-        }
+        Outcome::Done { revisions, replayed: false }
     }
 
     fn check(&self, ops: &[Op]) -> Result<(), Refusal> {
@@ -93,9 +85,7 @@ impl State {
         let mut sys_named = BTreeSet::new();
         for (i, op) in ops.iter().enumerate() {
             let fresh = match op {
-                Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => {
-                    named.insert(key)
-                }
+                Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => named.insert(key),
                 Op::SysPut { key, .. } | Op::SysDelete { key, .. } => sys_named.insert(key),
                 Op::SetFeatureLevel(_) => true,
             };
@@ -103,9 +93,7 @@ impl State {
                 return Err((i, OpError::Duplicate, None));
             }
             let verdict = match op {
-                Op::Put { key, when, .. } | Op::Check { key, when } => {
-                    holds(self.objects.get(key), when)
-                }
+                Op::Put { key, when, .. } | Op::Check { key, when } => holds(self.objects.get(key), when),
                 Op::Delete { key, when } => match self.objects.get(key) {
                     None => Err(OpError::NotFound),
                     found => holds(found, when),
@@ -115,9 +103,7 @@ impl State {
                     None => Err(OpError::NotFound),
                     found => sys_holds(found, *when),
                 },
-                Op::SetFeatureLevel(level) if *level < self.feature_level => {
-                    Err(OpError::FeatureLevelLowered)
-                }
+                Op::SetFeatureLevel(level) if *level < self.feature_level => Err(OpError::FeatureLevelLowered),
                 Op::SetFeatureLevel(_) => Ok(()),
             };
             verdict.map_err(|why| (i, why, self.current(op)))?;
@@ -128,16 +114,10 @@ impl State {
     fn current(&self, op: &Op) -> Option<Current> {
         match op {
             Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => {
-                self.objects.get(key).map(|v| Current {
-                    revision: v.revision,
-                    uid: v.object.index.uid.clone(),
-                })
+                self.objects.get(key).map(|v| Current { revision: v.revision, uid: v.object.index.uid.clone() })
             }
             Op::SysPut { key, .. } | Op::SysDelete { key, .. } => {
-                self.system.get(key).map(|v| Current {
-                    revision: v.revision,
-                    uid: String::new(),
-                })
+                self.system.get(key).map(|v| Current { revision: v.revision, uid: String::new() })
             }
             Op::SetFeatureLevel(_) => None,
         }
@@ -181,40 +161,23 @@ impl State {
             create_revision = present.create_revision;
         }
         self.revision += 1;
-        let new = Arc::new(Versioned {
-            key: key.clone(),
-            revision: self.revision,
-            create_revision,
-            object: object.clone(),
-        });
+        let new =
+            Arc::new(Versioned { key: key.clone(), revision: self.revision, create_revision, object: object.clone() });
         let old = self.objects.put(new.clone());
-        events.push(Event {
-            revision: self.revision,
-            txn_end: 0,
-            old,
-            new: Some(new),
-        });
+        events.push(Event { revision: self.revision, txn_end: 0, old, new: Some(new) });
         self.revision
     }
 
     fn delete(&mut self, key: &Key, events: &mut Vec<Event>) -> u64 {
         self.revision += 1;
         let old = self.objects.remove(key);
-        events.push(Event {
-            revision: self.revision,
-            txn_end: 0,
-            old,
-            new: None,
-        });
+        events.push(Event { revision: self.revision, txn_end: 0, old, new: None });
         self.revision
     }
 
     fn sys_put(&mut self, key: &str, value: &Bytes) -> u64 {
         self.sys_revision += 1;
-        let entry = SysValue {
-            value: value.clone(),
-            revision: self.sys_revision,
-        };
+        let entry = SysValue { value: value.clone(), revision: self.sys_revision };
         self.system.insert(key.to_string(), entry);
         self.sys_revision
     }
@@ -264,9 +227,7 @@ fn holds(found: Option<&Arc<Versioned>>, when: &When) -> Result<(), OpError> {
         When::Revision(revision) => existing(&|o| revision_is(o, *revision)),
         When::Uid(uid) => existing(&|o| uid_is(o, uid)),
         // The uid first: another object of the name is the more telling answer.
-        When::RevisionAndUid(revision, uid) => {
-            existing(&|o| uid_is(o, uid).and_then(|()| revision_is(o, *revision)))
-        }
+        When::RevisionAndUid(revision, uid) => existing(&|o| uid_is(o, uid).and_then(|()| revision_is(o, *revision))),
     }
 }
 

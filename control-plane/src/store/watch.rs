@@ -30,39 +30,24 @@ pub struct WatchFilter {
 impl WatchFilter {
     /// All objects of one kind.
     pub fn kind(kind: impl Into<String>) -> Self {
-        Self {
-            kinds: vec![kind.into()],
-            ..Self::default()
-        }
+        Self { kinds: vec![kind.into()], ..Self::default() }
     }
 
     /// All objects of some kinds.
     pub fn kinds<K: Into<String>>(kinds: impl IntoIterator<Item = K>) -> Self {
-        Self {
-            kinds: kinds.into_iter().map(Into::into).collect(),
-            ..Self::default()
-        }
+        Self { kinds: kinds.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
     /// Whether one version matches.
     pub fn matches(&self, v: &Versioned) -> bool {
         (self.kinds.is_empty() || self.kinds.contains(&v.key.kind))
-            && self
-                .namespace
-                .as_ref()
-                .is_none_or(|n| v.key.namespace == *n)
+            && self.namespace.as_ref().is_none_or(|n| v.key.namespace == *n)
             && self.name.as_ref().is_none_or(|n| v.key.name == *n)
-            && self
-                .field
-                .as_ref()
-                .is_none_or(|(f, value)| v.object.index.field(f).unwrap_or("") == value)
+            && self.field.as_ref().is_none_or(|(f, value)| v.object.index.field(f).unwrap_or("") == value)
     }
 
     fn matches_event(&self, event: &Event) -> bool {
-        [&event.old, &event.new]
-            .into_iter()
-            .flatten()
-            .any(|v| self.matches(v))
+        [&event.old, &event.new].into_iter().flatten().any(|v| self.matches(v))
     }
 }
 
@@ -101,12 +86,7 @@ impl Watcher {
         let bell = Arc::new(Notify::new());
         // Registered before the first look, so that no change falls in between.
         store.bells().add(&filter.kinds, &bell);
-        let watcher = Self {
-            store,
-            filter,
-            cursor: from,
-            bell,
-        };
+        let watcher = Self { store, filter, cursor: from, bell };
         watcher.store.read(|state| watcher.reachable(state))?;
         Ok(watcher)
     }
@@ -138,10 +118,7 @@ impl Watcher {
     fn reachable(&self, state: &State) -> Result<(), Compacted> {
         let oldest = state.history().floor_of(&self.filter.kinds);
         if self.cursor < oldest {
-            return Err(Compacted {
-                requested: self.cursor,
-                oldest,
-            });
+            return Err(Compacted { requested: self.cursor, oldest });
         }
         Ok(())
     }
@@ -152,10 +129,7 @@ impl Watcher {
         let mut last_end = 0;
         for event in state.history().after(self.cursor) {
             if events.len() >= BATCH_EVENTS && event.txn_end != last_end {
-                return Ok(WatchBatch {
-                    events,
-                    revision: last_end,
-                });
+                return Ok(WatchBatch { events, revision: last_end });
             }
             last_end = event.txn_end;
             if self.filter.matches_event(event) {
@@ -163,10 +137,7 @@ impl Watcher {
             }
         }
         // A watcher that came from a member further on waits for this one to catch up.
-        Ok(WatchBatch {
-            events,
-            revision: self.cursor.max(state.revision()),
-        })
+        Ok(WatchBatch { events, revision: self.cursor.max(state.revision()) })
     }
 }
 

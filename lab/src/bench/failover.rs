@@ -121,9 +121,8 @@ fn deployment() -> Value {
 /// The nodes of the Deployment's Pods that run and are not on their way out, a name a Pod.
 fn running_nodes(api: &Api) -> std::result::Result<Vec<String>, String> {
     let pods = api.list("Pod", "default", &format!("app={NAME}")).map_err(|e| e.to_string())?;
-    let live = pods
-        .iter()
-        .filter(|p| p["status"]["phase"] == "Running" && p["metadata"]["deletionTimestamp"].is_null());
+    let live =
+        pods.iter().filter(|p| p["status"]["phase"] == "Running" && p["metadata"]["deletionTimestamp"].is_null());
     Ok(live.filter_map(|p| p["spec"]["nodeName"].as_str().map(str::to_owned)).collect())
 }
 

@@ -88,12 +88,7 @@ impl Memory {
     /// Takes in an entry found on disk at start.
     pub(super) fn recovered(&mut self, log_id: LogId, place: Place) {
         self.disk_bytes += u64::from(place.length);
-        self.slots.push_back(Slot {
-            log_id,
-            append: 0,
-            cached: None,
-            place: Some(place),
-        });
+        self.slots.push_back(Slot { log_id, append: 0, cached: None, place: Some(place) });
         self.cold = self.slots.len();
     }
 
@@ -148,11 +143,7 @@ impl Memory {
         if self.purged.as_ref().is_some_and(|p| p.index >= upto.index) {
             return;
         }
-        while self
-            .slots
-            .front()
-            .is_some_and(|s| s.log_id.index <= upto.index)
-        {
+        while self.slots.front().is_some_and(|s| s.log_id.index <= upto.index) {
             if let Some(slot) = self.slots.pop_front() {
                 self.dropped(slot);
                 self.cold = self.cold.saturating_sub(1);

@@ -51,24 +51,11 @@ impl LogStore {
         let found = recover::recover(&*disk, dir)?;
         let memory: SharedMemory = Arc::new(std::sync::Mutex::new(found.memory));
         let sizes = (tuning.segment_bytes, tuning.cache_bytes);
-        let writer = Writer::new(
-            disk.clone(),
-            dir.to_path_buf(),
-            memory.clone(),
-            sizes,
-            found.segments,
-            found.next_segment,
-        )?;
+        let writer =
+            Writer::new(disk.clone(), dir.to_path_buf(), memory.clone(), sizes, found.segments, found.next_segment)?;
         let (jobs, queue) = mpsc::channel(JOBS);
-        std::thread::Builder::new()
-            .name("raft-log".into())
-            .spawn(move || writer.run(queue))?;
-        Ok(Self {
-            disk,
-            dir: dir.to_path_buf(),
-            memory,
-            jobs,
-        })
+        std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(queue))?;
+        Ok(Self { disk, dir: dir.to_path_buf(), memory, jobs })
     }
 
     /// Bytes of live entries on disk.
@@ -90,8 +77,7 @@ impl LogStore {
     async fn durable(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {
         let (tell, told) = oneshot::channel();
         self.send(job(Done::Caller(tell))).await?;
-        told.await
-            .map_err(|_| io::Error::other("the log's writer has stopped"))?
+        told.await.map_err(|_| io::Error::other("the log's writer has stopped"))?
     }
 
     async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -112,9 +98,7 @@ impl LogStore {
             };
             found.into_iter().map(load).collect()
         };
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(io::Error::other)?
+        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
     }
 }
 
@@ -124,11 +108,7 @@ fn load(disk: &dyn Disk, dir: &Path, id: LogId, place: Place) -> io::Result<Entr
     match record::decode(&bytes, place.segment)? {
         Found::Record(Record::Entry(entry), _) if entry.log_id == id => Ok(entry),
         _ => {
-            let text = format!(
-                "entry {id} is damaged in {} at byte {}",
-                path.display(),
-                place.offset
-            );
+            let text = format!("entry {id} is damaged in {} at byte {}", path.display(), place.offset);
             Err(io::Error::new(io::ErrorKind::InvalidData, text))
         }
     }
@@ -162,18 +142,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(lock(&self.memory).vote)
     }
 
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         self.read(start, end, READ_BYTES).await
     }
 
-    async fn entries_stream<RB>(
-        &mut self,
-        range: RB,
-    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
@@ -186,9 +159,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 if next >= end {
                     return Ok(None);
                 }
-                let piece = log
-                    .read(next, end.min(next + APPLY_ENTRIES), READ_BYTES)
-                    .await?;
+                let piece = log.read(next, end.min(next + APPLY_ENTRIES), READ_BYTES).await?;
                 if piece.is_empty() && next < lock(&log.memory).first_index() {
                     // Ending here would make openraft take the rest for applied.
                     let text = format!("log entries from {next} are to be applied, but are purged");
@@ -208,10 +179,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let memory = lock(&self.memory);
-        Ok(LogState {
-            last_purged_log_id: memory.purged,
-            last_log_id: memory.last_log_id(),
-        })
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last_log_id() })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -238,11 +206,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(lock(&self.memory).committed)
     }
 
-    async fn append<I>(
-        &mut self,
-        entries: I,
-        callback: IOFlushed<TypeConfig>,
-    ) -> Result<(), io::Error>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -250,12 +214,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let append = lock(&self.memory).append(&entries);
         let done = Done::Raft(callback);
-        self.send(Job::Append {
-            append,
-            entries,
-            done,
-        })
-        .await
+        self.send(Job::Append { append, entries, done }).await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

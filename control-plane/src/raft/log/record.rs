@@ -88,10 +88,7 @@ pub(super) fn encode(out: &mut Vec<u8>, segment: u64, record: &Record) -> io::Re
         Record::Vote(vote) => put(out, segment, VOTE, vote),
         Record::Committed(id) => put(out, segment, COMMITTED, id),
         Record::Truncate(keep) => put(out, segment, TRUNCATE, keep),
-        Record::Purge {
-            upto,
-            first_segment,
-        } => put(out, segment, PURGE, &(upto, first_segment)),
+        Record::Purge { upto, first_segment } => put(out, segment, PURGE, &(upto, first_segment)),
     }
 }
 
@@ -114,8 +111,7 @@ pub(super) fn decode(bytes: &[u8], segment: u64) -> io::Result<Found> {
     let Some((prefix, rest)) = bytes.split_at_checked(PREFIX) else {
         return Ok(Found::Broken);
     };
-    let word =
-        |i: usize| u32::from_le_bytes([prefix[i], prefix[i + 1], prefix[i + 2], prefix[i + 3]]);
+    let word = |i: usize| u32::from_le_bytes([prefix[i], prefix[i + 1], prefix[i + 2], prefix[i + 3]]);
     let (length, crc) = (word(0), word(4));
     if length == 0 {
         // The rest of the file tells whether this is the preallocated end or a hole in front
@@ -137,8 +133,7 @@ pub(super) fn decode(bytes: &[u8], segment: u64) -> io::Result<Found> {
 fn body(kind: u8, bytes: &[u8]) -> io::Result<Record> {
     fn read<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
         // The checksum held, so it was written like this: by a newer program.
-        postcard::from_bytes(bytes)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("log record: {e}")))
+        postcard::from_bytes(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("log record: {e}")))
     }
     Ok(match kind {
         HEAD => Record::Head(read(bytes)?),
@@ -148,10 +143,7 @@ fn body(kind: u8, bytes: &[u8]) -> io::Result<Record> {
         TRUNCATE => Record::Truncate(read(bytes)?),
         PURGE => {
             let (upto, first_segment) = read(bytes)?;
-            Record::Purge {
-                upto,
-                first_segment,
-            }
+            Record::Purge { upto, first_segment }
         }
         other => {
             let text = format!("log record of kind {other}: written by a newer version");

@@ -42,11 +42,7 @@ fn corrupt(dir: &Path, number: u64, offset: u64, why: &str) -> io::Error {
 
 pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<Recovered> {
     disk.create_dir(dir)?;
-    let mut numbers: Vec<u64> = disk
-        .list(dir)?
-        .iter()
-        .filter_map(|n| record::parse_name(n))
-        .collect();
+    let mut numbers: Vec<u64> = disk.list(dir)?.iter().filter_map(|n| record::parse_name(n)).collect();
     numbers.sort_unstable();
     let last = numbers.last().copied();
     let mut segments = Vec::new();
@@ -70,20 +66,11 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> io::Result<Recovered> {
     }
     let kept = segments.iter().map(|s| s.number).collect();
     let memory = replay(dir, segments)?;
-    Ok(Recovered {
-        memory,
-        next_segment: expected,
-        segments: kept,
-    })
+    Ok(Recovered { memory, next_segment: expected, segments: kept })
 }
 
 /// Reads one segment; `None`: the last one, torn before its head was whole, and removed.
-fn read_segment(
-    disk: &dyn Disk,
-    dir: &Path,
-    number: u64,
-    last: bool,
-) -> io::Result<Option<Segment>> {
+fn read_segment(disk: &dyn Disk, dir: &Path, number: u64, last: bool) -> io::Result<Option<Segment>> {
     let path = dir.join(record::file_name(number));
     let mut bytes = Vec::new();
     disk.reader(&path)?.read_to_end(&mut bytes)?;
@@ -92,34 +79,20 @@ fn read_segment(
             disk.remove(&path)?;
             return Ok(None);
         }
-        return Err(corrupt(
-            dir,
-            number,
-            0,
-            "it does not begin as a log segment",
-        ));
+        return Err(corrupt(dir, number, 0, "it does not begin as a log segment"));
     }
     if bytes[7] != MAGIC[7] {
-        let text = format!(
-            "{} has log format {}, this program reads {}: update it",
-            path.display(),
-            bytes[7],
-            MAGIC[7]
-        );
+        let text =
+            format!("{} has log format {}, this program reads {}: update it", path.display(), bytes[7], MAGIC[7]);
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let mut at = MAGIC_LEN as usize;
-    let mut segment = Segment {
-        number,
-        records: Vec::new(),
-        first_segment: 0,
-    };
+    let mut segment = Segment { number, records: Vec::new(), first_segment: 0 };
     let whole = loop {
         match record::decode(&bytes[at..], number)? {
             Found::Record(mut found, length) => {
                 match &found {
-                    Record::Head(Head { first_segment, .. })
-                    | Record::Purge { first_segment, .. } => {
+                    Record::Head(Head { first_segment, .. }) | Record::Purge { first_segment, .. } => {
                         segment.first_segment = segment.first_segment.max(*first_segment);
                     }
                     _ => {}
@@ -128,11 +101,7 @@ fn read_segment(
                     // Only its place is needed: the whole log need not fit memory.
                     entry.payload = EntryPayload::Blank;
                 }
-                let place = Place {
-                    segment: number,
-                    offset: at as u64,
-                    length: length as u32,
-                };
+                let place = Place { segment: number, offset: at as u64, length: length as u32 };
                 segment.records.push((found, place));
                 at += length;
             }
@@ -140,8 +109,7 @@ fn read_segment(
             Found::Broken => break false,
         }
     };
-    let headed =
-        matches!(segment.records.first(), Some((Record::Head(h), _)) if h.segment == number);
+    let headed = matches!(segment.records.first(), Some((Record::Head(h), _)) if h.segment == number);
     match (last, headed, whole) {
         (true, false, _) => {
             disk.remove(&path)?;
@@ -189,12 +157,7 @@ fn replay(dir: &Path, segments: Vec<Segment>) -> io::Result<Memory> {
     (memory.vote, memory.committed, memory.purged) = (vote, committed, purged);
     for (index, (log_id, place)) in entries.split_off(&memory.first_index()) {
         if index != memory.next_index() {
-            return Err(corrupt(
-                dir,
-                place.segment,
-                place.offset,
-                "entries before this one are missing",
-            ));
+            return Err(corrupt(dir, place.segment, place.offset, "entries before this one are missing"));
         }
         memory.recovered(log_id, place);
     }

@@ -154,11 +154,7 @@ impl Writer {
     fn stage(&mut self, job: Job, batch: &mut Batch) -> io::Result<()> {
         let segment = self.head.segment;
         match job {
-            Job::Append {
-                append,
-                entries,
-                done,
-            } => {
+            Job::Append { append, entries, done } => {
                 batch.done.push(done);
                 let mut places = Vec::with_capacity(entries.len());
                 for entry in &entries {
@@ -190,14 +186,7 @@ impl Writer {
                 self.head.purged = self.head.purged.max(Some(upto));
                 self.head.first_segment = self.head.first_segment.max(first_segment);
                 let first_segment = self.head.first_segment;
-                record::encode(
-                    &mut self.buffer,
-                    segment,
-                    &Record::Purge {
-                        upto,
-                        first_segment,
-                    },
-                )?;
+                record::encode(&mut self.buffer, segment, &Record::Purge { upto, first_segment })?;
             }
         }
         Ok(())
@@ -212,11 +201,7 @@ impl Writer {
             record::encode(&mut self.buffer, self.head.segment, &Record::Committed(id))?;
         }
         self.file.write_at(self.offset, &self.buffer)?;
-        self.file.sync(if batch.has_vote {
-            SyncSite::Vote
-        } else {
-            SyncSite::Append
-        })?;
+        self.file.sync(if batch.has_vote { SyncSite::Vote } else { SyncSite::Append })?;
         self.offset += self.buffer.len() as u64;
         Ok(())
     }
@@ -270,12 +255,7 @@ impl Writer {
 
 /// Makes a segment and its name durable; its head becomes so with the first commit, and until
 /// then nothing rests on it: older segments are dropped only after a commit.
-fn create(
-    disk: &dyn Disk,
-    dir: &std::path::Path,
-    head: &Head,
-    size: u64,
-) -> io::Result<(Box<dyn DiskFile>, u64)> {
+fn create(disk: &dyn Disk, dir: &std::path::Path, head: &Head, size: u64) -> io::Result<(Box<dyn DiskFile>, u64)> {
     let mut file = disk.create(&dir.join(record::file_name(head.segment)))?;
     file.preallocate(size)?;
     let mut bytes = MAGIC.to_vec();

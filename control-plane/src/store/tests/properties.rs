@@ -31,11 +31,7 @@ impl Reference {
     }
 
     fn apply(&mut self, command: &Command) -> Option<Vec<u64>> {
-        if let Some(answer) = command
-            .request_id
-            .as_ref()
-            .and_then(|id| self.answered.get(id))
-        {
+        if let Some(answer) = command.request_id.as_ref().and_then(|id| self.answered.get(id)) {
             return Some(answer.clone());
         }
         let mut named = std::collections::BTreeSet::new();
@@ -61,10 +57,8 @@ impl Reference {
                         continue;
                     }
                     self.revision += 1;
-                    self.now
-                        .insert(key.clone(), (self.revision, object.clone()));
-                    self.changes
-                        .push((self.revision, key.clone(), Some(object.clone())));
+                    self.now.insert(key.clone(), (self.revision, object.clone()));
+                    self.changes.push((self.revision, key.clone(), Some(object.clone())));
                     revisions.push(self.revision);
                 }
                 Op::Delete { key, .. } => {
@@ -137,15 +131,9 @@ fn check_lists(store: &Store, reference: &Reference, page: usize) {
             let mut found = Vec::new();
             let mut after: Option<Key> = None;
             loop {
-                let page = store
-                    .list("Pod", namespace, after.as_ref(), page, Some(*revision))
-                    .unwrap();
+                let page = store.list("Pod", namespace, after.as_ref(), page, Some(*revision)).unwrap();
                 assert_eq!(page.revision, *revision);
-                found.extend(
-                    page.items
-                        .iter()
-                        .map(|v| (v.key.clone(), v.revision, v.object.clone())),
-                );
+                found.extend(page.items.iter().map(|v| (v.key.clone(), v.revision, v.object.clone())));
                 after = found.last().map(|(k, _, _)| k.clone());
                 if !page.more {
                     break;
@@ -161,30 +149,15 @@ fn check_watch(store: &Store, reference: &Reference, from: u64) {
     let mut seen = Vec::new();
     loop {
         let batch = watcher.poll().unwrap();
-        assert!(
-            batch.revision == reference.revision || reference.past.contains_key(&batch.revision)
-        );
+        assert!(batch.revision == reference.revision || reference.past.contains_key(&batch.revision));
         if batch.events.is_empty() {
             break;
         }
         seen.extend(batch.events);
     }
-    let told: Vec<_> = seen
-        .iter()
-        .map(|e| {
-            (
-                e.revision,
-                e.key().unwrap().clone(),
-                e.new.as_ref().map(|v| v.object.clone()),
-            )
-        })
-        .collect();
-    let expected: Vec<_> = reference
-        .changes
-        .iter()
-        .filter(|(r, k, _)| *r > from && k.kind == "Pod")
-        .cloned()
-        .collect();
+    let told: Vec<_> =
+        seen.iter().map(|e| (e.revision, e.key().unwrap().clone(), e.new.as_ref().map(|v| v.object.clone()))).collect();
+    let expected: Vec<_> = reference.changes.iter().filter(|(r, k, _)| *r > from && k.kind == "Pod").cloned().collect();
     assert_eq!(told, expected, "every change once, in order, from {from}");
     for event in &seen {
         let before = reference.past.range(..event.revision).next_back();
@@ -193,11 +166,7 @@ fn check_watch(store: &Store, reference: &Reference, from: u64) {
         if let Some((at, world)) = before
             && *at == event.revision - 1
         {
-            assert_eq!(
-                old,
-                world.get(key).map(|(r, _)| *r),
-                "the version before is told too"
-            );
+            assert_eq!(old, world.get(key).map(|(r, _)| *r), "the version before is told too");
         }
     }
 }
