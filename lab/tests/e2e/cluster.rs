@@ -187,14 +187,26 @@ impl Cluster {
         self.trellis(&["exec", "-n", namespace, pod, "--", "timeout", "2", "wget", "-q", "-O", "-", url])
     }
 
-    /// Waits until every node is Ready.
+    /// Waits until every node is Ready and takes Pods again: the taints of its absence go with a
+    /// write of their own.
     #[track_caller]
     pub fn wait_all_nodes_ready(&self) {
         let all = self.lab.topology().nodes.len();
-        let waited = wait::until("all nodes Ready", LIMIT, || match self.api.ready_nodes() {
-            Ok(ready) if ready.len() == all => Ok(()),
-            Ok(ready) => Err(format!("Ready: {ready:?}")),
-            Err(e) => Err(e.to_string()),
+        let absent = |node: &serde_json::Value| {
+            let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+            taints
+                .filter_map(|t| t["key"].as_str())
+                .any(|k| k.starts_with("node.kubernetes.io/") && !k.ends_with("unschedulable"))
+        };
+        let waited = wait::until("all nodes Ready", LIMIT, || {
+            let ready = self.api.ready_nodes().map_err(|e| e.to_string())?;
+            let tainted =
+                self.api.list("Node", "", "").map_err(|e| e.to_string())?.iter().filter(|n| absent(n)).count();
+            if ready.len() == all && tainted == 0 {
+                Ok(())
+            } else {
+                Err(format!("Ready: {ready:?}, tainted: {tainted}"))
+            }
         });
         waited.unwrap_or_else(|e| panic!("{e}"));
     }
