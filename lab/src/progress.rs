@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct Progress {
     begin: Instant,
     bar: Option<ProgressBar>,
+    quiet: bool,
 }
 
 impl Default for Progress {
@@ -31,7 +32,13 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { begin: Instant::now(), bar }
+        Self { begin: Instant::now(), bar, quiet: false }
+    }
+
+    /// Says nothing: for waiting within another command's story.
+    #[must_use]
+    pub fn quiet() -> Self {
+        Self { begin: Instant::now(), bar: None, quiet: true }
     }
 
     /// Since the begin.
@@ -52,6 +59,7 @@ impl Progress {
         let line = format!("{:>6.2} s  {what}", self.elapsed().as_secs_f64());
         match &self.bar {
             Some(bar) => bar.println(line),
+            None if self.quiet => {}
             None => {
                 // A closed stderr is no reason to stop.
                 let _ = writeln!(std::io::stderr(), "{line}");

@@ -206,7 +206,8 @@ fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).map_err(Error::io(path.display().to_string()))
 }
 
-fn wait_ready(api: &Api, topology: &Topology, progress: &Progress) -> Result<()> {
+/// Waits until all nodes that run Pods are Ready.
+pub fn wait_ready(api: &Api, topology: &Topology, progress: &Progress) -> Result<()> {
     let all: BTreeSet<&str> =
         topology.nodes.iter().filter(|n| n.roles.contains(&Role::Worker)).map(|n| n.name.as_str()).collect();
     let mut told = BTreeSet::new();

@@ -18,8 +18,9 @@ use self::timeline::{Event, Watchers};
 use crate::{
     Error, Result,
     backend::{Backend, Power},
-    cluster::{Api, api::condition, contexts},
+    cluster::{Api, api::condition, contexts, up},
     layout::Layout,
+    progress::Progress,
     wait,
     workload::web,
 };
@@ -52,6 +53,7 @@ struct Stage<'a> {
 /// Runs it; the cluster stays up. With `kill` false all nodes stay alive.
 pub fn run(backend: &dyn Backend, layout: &Layout, bin_dir: &Path, kill: bool) -> Result<()> {
     let stage = Stage { backend, layout, bin_dir, api: Api::open(&layout.contexts())? };
+    stage.make_whole()?;
     stage.deploy()?;
     let pods = stage.wait_for_pods()?;
     stage.ask_each(&pods)?;
@@ -61,6 +63,19 @@ pub fn run(backend: &dyn Backend, layout: &Layout, bin_dir: &Path, kill: bool) -
 }
 
 impl Stage<'_> {
+    /// A demonstration may be repeated: the node that the last one killed comes back first.
+    fn make_whole(&self) -> Result<()> {
+        for node in &self.backend.topology().nodes {
+            match self.backend.power(&node.name)? {
+                Power::On => continue,
+                Power::Off => up::restart(self.backend, self.layout, &node.name)?,
+                Power::Paused => self.backend.resume(&node.name)?,
+            }
+            println!("0. {} is back\n", node.name);
+        }
+        up::wait_ready(&self.api, self.backend.topology(), &Progress::quiet())
+    }
+
     fn deploy(&self) -> Result<()> {
         println!("1. An image, built here: no registry, no internet");
         let archive = web::write_archive(&self.layout.root)?;
