@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::CliError;
 use crate::verbs::{
@@ -116,6 +116,30 @@ pub enum Verb {
     Version(version::Args),
 }
 
+/// The arguments, with the examples of a verb repeated below its own sub-commands.
+pub fn command() -> clap::Command {
+    let verbs = Cli::command();
+    let names: Vec<String> = verbs.get_subcommands().map(|v| v.get_name().to_owned()).collect();
+    names.into_iter().fold(verbs, |all, name| {
+        all.mut_subcommand(&name, |verb| {
+            let examples = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            with_examples(verb, &format!("trellis {name}"), &examples)
+        })
+    })
+}
+
+fn with_examples(command: clap::Command, path: &str, examples: &str) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |all, name| {
+        all.mut_subcommand(&name, |sub| {
+            let path = format!("{path} {name}");
+            let own: Vec<&str> = examples.lines().filter(|l| l.contains(&path)).collect();
+            let sub = sub.after_help(format!("Examples:\n{}", own.join("\n")));
+            with_examples(sub, &path, examples)
+        })
+    })
+}
+
 impl Cli {
     /// Runs the verb.
     pub async fn run(self) -> Result<(), CliError> {
@@ -153,15 +177,42 @@ impl Cli {
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_are_consistent_and_every_verb_has_an_example() {
-        let command = Cli::command();
+        fn check(command: &clap::Command, path: &str) {
+            for verb in command.get_subcommands() {
+                let path = format!("{path} {}", verb.get_name());
+                let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains(&path) || help.contains("trellis completion"), "{path} has no example: {help}");
+                check(verb, &path);
+            }
+        }
+        let command = command();
         command.clone().debug_assert();
-        for verb in command.get_subcommands() {
-            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("trellis "), "{} has no example", verb.get_name());
+        check(&command, "trellis");
+    }
+
+    #[test]
+    fn every_verb_that_lists_prints_json_too() {
+        let lists = [
+            &["get"][..],
+            &["events"],
+            &["version"],
+            &["image", "list"],
+            &["cluster", "members"],
+            &["cluster", "status"],
+            &["config", "get-contexts"],
+            &["config", "view"],
+        ];
+        for path in lists {
+            let mut command = command();
+            for name in path {
+                command = command.find_subcommand(name).unwrap().clone();
+            }
+            let output = command.get_arguments().find(|a| a.get_long() == Some("output"));
+            let values = output.unwrap_or_else(|| panic!("{path:?} has no -o")).get_possible_values();
+            assert!(values.iter().any(|v| v.get_name() == "json"), "{path:?}");
         }
     }
 }

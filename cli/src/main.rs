@@ -16,11 +16,12 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 fn main() -> ExitCode {
     trellis_proto::tls::install_crypto();
-    let cli = match cli::Cli::try_parse() {
+    let parsed = cli::command().try_get_matches().and_then(|m| cli::Cli::from_arg_matches(&m));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
             // Nothing better can be done when the terminal is gone.

@@ -78,7 +78,8 @@ pub fn load(source: &Source, session: &Session, validate: Validate) -> Result<Lo
         }
     }
     if out.manifests.is_empty() && out.unusable.is_empty() {
-        return Err(CliError::Local("no objects passed: the files hold no manifest".into()));
+        let files = source.filename.join(", ");
+        return Err(CliError::Local(format!("no objects passed: {files} is empty, or holds comments only")));
     }
     Ok(out)
 }
@@ -113,6 +114,9 @@ fn read(name: &str, recursive: bool) -> Result<Vec<(String, String)>, CliError> 
         .into_iter()
         .map(|p| match std::fs::read_to_string(&p) {
             Ok(text) => Ok((p.display().to_string(), text)),
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                Err(CliError::Local(format!("{}: this is no text (UTF-8), so it is no manifest", p.display())))
+            }
             Err(e) => Err(bad(&p, e)),
         })
         .collect()
@@ -148,7 +152,7 @@ fn expand(document: Value) -> Vec<Value> {
 }
 
 fn manifest(mut object: Value, origin: &str, session: &Session, validate: Validate) -> Result<Manifest, CliError> {
-    let kind = Object::kind_of_value(&object).map_err(|e| CliError::Local(format!("{origin}: {e}")))?;
+    let kind = kind_of(&object).map_err(|e| CliError::Local(format!("{origin}: {e}")))?;
     if kind.namespaced() {
         let own = identity(&object).0.to_owned();
         if own.is_empty() {
@@ -167,17 +171,43 @@ fn manifest(mut object: Value, origin: &str, session: &Session, validate: Valida
     Ok(Manifest { kind, object, origin: origin.to_owned() })
 }
 
+/// The kind, or what is wrong with how the manifest names it.
+fn kind_of(object: &Value) -> Result<Kind, String> {
+    let found = match object {
+        Value::Object(_) => {
+            let name = Some(identity(object).1).filter(|n| !n.is_empty()).map(|n| format!("object {n:?}: "));
+            return Object::kind_of_value(object).map_err(|e| {
+                format!("{}{}", name.unwrap_or_default(), meant(object).unwrap_or_else(|| e.to_string()))
+            });
+        }
+        Value::Array(_) => "a list",
+        _ => "a single value",
+    };
+    Err(format!("this is {found}, not a manifest, which begins with apiVersion, kind and metadata"))
+}
+
+/// Names a kind that is written a little differently.
+fn meant(object: &Value) -> Option<String> {
+    let (version, told) = (object["apiVersion"].as_str()?, object["kind"].as_str()?);
+    let lower = told.to_ascii_lowercase();
+    let kind = Kind::ALL.iter().find(|k| k.name().eq_ignore_ascii_case(told) || k.plural() == lower)?;
+    let (name, served) = (kind.name(), kind.api_version());
+    (name != told || served != version).then(|| {
+        format!(
+            "no matches for kind {told:?} in version {version:?}: did you mean kind: {name} with apiVersion: {served}?"
+        )
+    })
+}
+
 /// Refuses wrong types, and unknown fields unless told otherwise. Whoever mistyped a field's name
 /// hears of the manifest's other problems too, not one round later.
 fn check(kind: Kind, object: &Value, validate: Validate) -> Result<(), String> {
     let (mut typed, unknown) =
         Object::from_value(kind, object).map_err(|first| match Object::type_errors(kind, object).as_slice() {
-            all @ [_, _, ..] => {
-                all.iter().fold(format!("{kind} {:?} cannot be read:", identity(object).1), |text, (f, m)| {
-                    format!("{text}\n* {f}: {m}")
-                })
-            }
-            _ => first.to_string(),
+            [] => first.to_string(),
+            all => all.iter().fold(format!("{kind} {:?} cannot be read:", identity(object).1), |text, (f, m)| {
+                format!("{text}\n* {f}: {m}")
+            }),
         })?;
     let named = |f: &String| format!("unknown field {f:?}");
     match validate {
@@ -194,7 +224,7 @@ fn check(kind: Kind, object: &Value, validate: Validate) -> Result<(), String> {
             }
             return Err(text);
         }
-        Validate::Warn => unknown.iter().for_each(|f| eprintln!("Warning: {}", named(f))),
+        // The server tells of them.
         _ => {}
     }
     Ok(())
@@ -204,6 +234,29 @@ fn check(kind: Kind, object: &Value, validate: Validate) -> Result<(), String> {
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
+
+    #[test]
+    fn what_is_no_manifest_of_ours_is_told_by_name_and_with_what_to_do() {
+        let told = |v: Value| kind_of(&v).unwrap_err();
+        let object =
+            |version: &str, kind: &str| json!({"apiVersion": version, "kind": kind, "metadata": {"name": "web"}});
+        assert_eq!(
+            told(object("v1", "Deployment")),
+            "object \"web\": no matches for kind \"Deployment\" in version \"v1\": did you mean kind: Deployment with apiVersion: apps/v1?"
+        );
+        assert!(told(object("v1", "pods")).ends_with("did you mean kind: Pod with apiVersion: v1?"));
+        let unknown = told(object("batch/v1", "CronJob"));
+        assert!(
+            unknown.starts_with("object \"web\": no matches for kind \"CronJob\"")
+                && unknown.contains("Deployment (apps/v1)")
+        );
+        assert!(told(json!({"kind": "Pod"})).contains("no apiVersion"));
+        assert!(told(json!(["a"])).starts_with("this is a list, not a manifest"));
+        assert!(told(json!("text")).starts_with("this is a single value, not a manifest"));
+        let wrong = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": {}}});
+        let told = check(Kind::Pod, &wrong, Validate::Strict).unwrap_err();
+        assert!(told.starts_with("Pod \"p\" cannot be read:\n* spec.containers: "), "{told}");
+    }
 
     #[test]
     fn a_mistyped_field_does_not_hide_other_problems() {

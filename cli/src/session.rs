@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use trellis_model::Kind;
 use trellis_proto::api::resources_client::ResourcesClient;
 use trellis_proto::api::{
@@ -53,6 +53,8 @@ pub struct Session {
     pub namespace: String,
     /// Whether the namespace was asked for with -n.
     pub namespace_given: bool,
+    /// Nobody wants to hear of unknown fields.
+    pub ignore_unknown: bool,
 }
 
 fn client(chan: Chan) -> ResourcesClient<Chan> {
@@ -77,11 +79,8 @@ fn decode(object: Option<api::Object>) -> Result<Value, CliError> {
         .map_err(|e| Status::internal(format!("the reply's object is not JSON: {e}")).into())
 }
 
-fn warn(warnings: &[String]) {
-    for w in warnings {
-        eprintln!("Warning: {w}");
-    }
-}
+/// What the server says of a field that the kind does not have begins so.
+const UNKNOWN_FIELD: &str = "unknown field ";
 
 impl Session {
     /// Opens the context that the arguments name.
@@ -93,20 +92,31 @@ impl Session {
             conn: context.connect(name)?,
             namespace: global.namespace.clone().unwrap_or_else(|| context.namespace.clone()),
             namespace_given: global.namespace.is_some(),
+            ignore_unknown: false,
         })
+    }
+
+    /// Sends a request, again on another member where that is harmless.
+    async fn ask<R, T, F, Fut>(&self, request: R, send: F) -> Result<T, CliError>
+    where
+        R: Clone,
+        F: Fn(ResourcesClient<Chan>, R) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        Ok(self.conn.call(|c| send(client(c), request.clone())).await?.into_inner())
+    }
+
+    fn warn(&self, warnings: &[String]) {
+        for w in warnings.iter().filter(|w| !(self.ignore_unknown && w.starts_with(UNKNOWN_FIELD))) {
+            eprintln!("Warning: {w}");
+        }
     }
 
     /// One object.
     pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Value, CliError> {
         let request = GetRequest { key: Some(key(kind, Some(namespace), name)), consistency: 0 };
-        let reply = self
-            .conn
-            .call(|c| {
-                let request = request.clone();
-                async move { client(c).get(request).await }
-            })
-            .await?;
-        decode(reply.into_inner().object)
+        let reply = self.ask(request, |mut c, r| async move { c.get(r).await }).await?;
+        decode(reply.object)
     }
 
     /// All objects of the query, and the revision that they are a snapshot of.
@@ -122,14 +132,7 @@ impl Session {
                 continue_token: token.clone(),
                 ..Default::default()
             };
-            let reply = self
-                .conn
-                .call(|c| {
-                    let request = request.clone();
-                    async move { client(c).list(request).await }
-                })
-                .await?
-                .into_inner();
+            let reply = self.ask(request, |mut c, r| async move { c.list(r).await }).await?;
             for object in reply.items {
                 items.push(decode(Some(object))?);
             }
@@ -149,15 +152,8 @@ impl Session {
             request_id: request_id(),
             dry_run,
         };
-        let reply = self
-            .conn
-            .call(|c| {
-                let request = request.clone();
-                async move { client(c).create(request).await }
-            })
-            .await?
-            .into_inner();
-        warn(&reply.warnings);
+        let reply = self.ask(request, |mut c, r| async move { c.create(r).await }).await?;
+        self.warn(&reply.warnings);
         decode(reply.object)
     }
 
@@ -170,15 +166,8 @@ impl Session {
             request_id: request_id(),
             dry_run,
         };
-        let reply = self
-            .conn
-            .call(|c| {
-                let request = request.clone();
-                async move { client(c).apply(request).await }
-            })
-            .await?
-            .into_inner();
-        warn(&reply.warnings);
+        let reply = self.ask(request, |mut c, r| async move { c.apply(r).await }).await?;
+        self.warn(&reply.warnings);
         let outcome = reply.outcome();
         Ok((decode(reply.object)?, outcome))
     }
@@ -199,15 +188,8 @@ impl Session {
             request_id: request_id(),
             dry_run,
         };
-        let reply = self
-            .conn
-            .call(|c| {
-                let request = request.clone();
-                async move { client(c).patch(request).await }
-            })
-            .await?
-            .into_inner();
-        warn(&reply.warnings);
+        let reply = self.ask(request, |mut c, r| async move { c.patch(r).await }).await?;
+        self.warn(&reply.warnings);
         decode(reply.object)
     }
 
@@ -228,14 +210,7 @@ impl Session {
             orphan: how.orphan,
             ..Default::default()
         };
-        let reply = self
-            .conn
-            .call(|c| {
-                let request = request.clone();
-                async move { client(c).delete(request).await }
-            })
-            .await?
-            .into_inner();
+        let reply = self.ask(request, |mut c, r| async move { c.delete(r).await }).await?;
         let object = decode(reply.object)?;
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         Ok((reply.removed, uid))

@@ -11,6 +11,15 @@ pub struct Target {
     pub kind: Kind,
     /// None: all that selectors leave.
     pub name: Option<String>,
+    /// Where a manifest says that it is; None: where the arguments or the context say.
+    pub namespace: Option<String>,
+}
+
+impl Target {
+    /// An object, or all of a kind.
+    pub fn new(kind: Kind, name: Option<String>) -> Self {
+        Self { kind, name, namespace: None }
+    }
 }
 
 /// The kinds that `all` stands for.
@@ -47,11 +56,11 @@ pub fn parse(args: &[String]) -> Result<Vec<Target>, CliError> {
     }
     let names = &args[1..];
     if names.is_empty() {
-        return Ok(kinds.into_iter().map(|kind| Target { kind, name: None }).collect());
+        return Ok(kinds.into_iter().map(|kind| Target::new(kind, None)).collect());
     }
     let mut out = Vec::new();
     for k in kinds {
-        out.extend(names.iter().map(|n| Target { kind: k, name: Some(n.clone()) }));
+        out.extend(names.iter().map(|n| Target::new(k, Some(n.clone()))));
     }
     Ok(out)
 }
@@ -59,7 +68,7 @@ pub fn parse(args: &[String]) -> Result<Vec<Target>, CliError> {
 fn slashed(arg: &str) -> Result<Target, CliError> {
     match arg.split_once('/') {
         Some((k, n)) if !k.is_empty() && !n.is_empty() && !n.contains('/') => {
-            Ok(Target { kind: kind(k)?, name: Some(n.to_owned()) })
+            Ok(Target::new(kind(k)?, Some(n.to_owned())))
         }
         _ => Err(CliError::Usage(format!(
             "there is no need to mix forms: {arg:?} is not TYPE/NAME like the other arguments"
@@ -91,7 +100,7 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
     fn t(kind: Kind, name: &str) -> Target {
-        Target { kind, name: Some(name.to_owned()).filter(|n| !n.is_empty()) }
+        Target::new(kind, Some(name.to_owned()).filter(|n| !n.is_empty()))
     }
 
     #[test]

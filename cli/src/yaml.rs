@@ -17,10 +17,16 @@ pub fn parse(text: &str) -> Result<Vec<Value>, String> {
     let mut options = serde_saphyr::Options::default();
     options.legacy_octal_numbers = true;
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options).map_err(|e| {
-        let told = e.to_string();
+        let told = in_our_words(&e.to_string());
         told.strip_prefix("error: ").map(str::to_owned).unwrap_or(told)
     })?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// What the parser says to programmers, for people.
+fn in_our_words(told: &str) -> String {
+    told.replace(", set DuplicateKeyPolicy in Options if acceptable", "")
+        .replace("tabs disallowed within this context (block indentation)", "a tab: YAML is indented with spaces")
 }
 
 /// The documents of a text, each on its own: one that cannot be read leaves the others as they are.
@@ -206,6 +212,14 @@ mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn errors_are_for_people() {
+        let told = parse("a: 1\na: 2\n").unwrap_err();
+        assert!(told.contains("duplicate mapping key: a") && !told.contains("Options"), "{told}");
+        let told = parse("a:\n\tb: 1\n").unwrap_err();
+        assert!(told.contains("line 2") && told.contains("indented with spaces"), "{told}");
+    }
 
     #[test]
     fn reads_as_kubectl_does() {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use trellis_proto::node_config::{MemberAddress, NodeConfig, NodeConfigError};
+use trellis_proto::file::FileError;
+use trellis_proto::node_config::{MemberAddress, NodeConfig};
 use trellis_proto::pki::{Key, PkiError};
 use trellis_proto::tls::{Credentials, TlsError};
 
-use crate::api::cluster::{Bootstrap, BootstrapError};
+use crate::api::cluster::Bootstrap;
 use crate::raft::Tuning;
 
 /// How often a missing file is looked for.
@@ -77,15 +78,12 @@ pub struct Settings {
 /// Why a member cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// node.json.
+    /// node.json or bootstrap.json.
     #[error(transparent)]
-    Node(#[from] NodeConfigError),
+    File(#[from] FileError),
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// bootstrap.json.
-    #[error(transparent)]
-    Bootstrap(#[from] BootstrapError),
     /// A key file.
     #[error("{path}: {source}")]
     KeyFile {

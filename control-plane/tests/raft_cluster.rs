@@ -150,6 +150,54 @@ async fn an_isolated_leader_acknowledges_nothing_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_member_tells_what_the_leader_knows_and_one_cut_off_names_no_leader() {
+    let cluster = Cluster::new(3, calm()).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    within("a write", SOON, cluster.node(leader).propose(put("x", "y"))).await.unwrap();
+    for id in 1..=3 {
+        let told = within("the overview", SOON, cluster.node(id).overview()).await;
+        assert_eq!((told.leader_id, told.note.as_deref()), (Some(leader), None), "asked of {id}");
+        assert_eq!(told.members.iter().map(|m| m.member.id).collect::<Vec<_>>(), [1, 2, 3]);
+        for m in &told.members {
+            assert!(m.matched_index.is_some_and(|i| i > 0), "asked of {id}: {m:?}");
+            assert!(m.silent_millis.is_some_and(|s| s < 2_000), "asked of {id}: {m:?}");
+            assert_eq!(m.leader, m.member.id == leader);
+        }
+    }
+    // It still takes itself for the leader, but nobody confirms it: that is what it must say, at
+    // once, not only when it notices.
+    cluster.isolate(leader, true);
+    let alone = within("the lonely leader's overview", SOON, cluster.node(leader).overview()).await;
+    assert_eq!(alone.leader_id, None);
+    assert!(alone.note.is_some_and(|n| n.contains(&format!("member {leader}"))));
+    assert!(alone.members.iter().all(|m| !m.leader && (m.member.id == leader) == m.matched_index.is_some()));
+    eventually("it notices", SOON, || cluster.node(leader).cut_off()).await;
+    let refused = cluster.node(leader).propose(put("lonely", "v")).await.unwrap_err();
+    match refused {
+        ProposeError::Unavailable { leader_api_address: None, .. } => {}
+        other => panic!("it must not send a client to itself: {other:?}"),
+    }
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let successor = cluster.leader(&rest).await;
+    let told = within("the others' overview", SOON, cluster.node(rest[0]).overview()).await;
+    assert_eq!(told.leader_id, Some(successor));
+    let lost = told.members.iter().find(|m| m.member.id == leader).unwrap();
+    assert!(lost.silent_millis.is_none_or(|s| s > 0));
+    cluster.isolate(leader, false);
+    eventually("the old leader follows", SOON, || {
+        cluster
+            .node(leader)
+            .cut_off()
+            .is_none()
+            .then_some(())
+            .filter(|()| cluster.node(leader).leadership().borrow().leader_id == Some(successor))
+    })
+    .await;
+    let told = within("its overview", SOON, cluster.node(leader).overview()).await;
+    assert_eq!(told.leader_id, Some(successor));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn leadership_is_handed_over() {
     let cluster = Cluster::new(3, calm()).await;
     let mut leader = cluster.leader(&[1, 2, 3]).await;
@@ -242,13 +290,44 @@ async fn members_are_added_and_removed_safely() {
     let successor = cluster.leader(&rest).await;
     assert_eq!(voters(successor), 2);
     within("a write", SOON, cluster.node(successor).propose(put("x", "y"))).await.unwrap();
-    // With the other one silent, removing it would be fine, but removing the live one would not.
+    // While one does not catch up, another change waits for its turn.
     let other = rest.iter().copied().find(|id| *id != successor).unwrap();
+    let slow = trellis_control_plane::raft::Member {
+        id: 5,
+        name: "slow".into(),
+        api_address: "y".into(),
+        peer_address: "127.0.0.1:1".into(),
+    };
+    let (first, again) = tokio::join!(cluster.node(successor).add_member(slow.clone()), async {
+        eventually("the learner is known", SOON, || {
+            cluster.node(successor).members().iter().any(|m| m.member.id == 5).then_some(())
+        })
+        .await;
+        cluster.node(successor).transfer_leader(other).await
+    });
+    assert!(matches!(first, Err(MemberError::NotCaughtUp { id: 5, .. })), "{first:?}");
+    again.expect("catching up was given up before this had waited too long");
+    let (successor, other) = (other, successor);
+    cluster.leader(&rest).await;
+    within("removing the learner", SOON, cluster.node(successor).remove_member(5)).await.unwrap();
+    // With the other one silent, removing the live one would leave nobody who can write.
     cluster.isolate(other, true);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let error = cluster.node(successor).remove_member(successor).await;
-    assert!(error.is_err(), "no majority would be left");
+    let silent = |cluster: &Cluster| {
+        let all = cluster.node(successor).members();
+        all.iter().any(|m| m.member.id == other && m.silent_millis.is_none_or(|s| s >= 1_600)).then_some(())
+    };
+    eventually("the other one is silent", SOON, || silent(&cluster)).await;
+    let refused = cluster.node(successor).remove_member(successor).await.unwrap_err();
+    let expected =
+        matches!(refused, MemberError::WouldLoseQuorum { voters: 1, alive: 0, needed: 1, .. } | MemberError::Leader(_));
+    assert!(expected, "no majority would be left: {refused}");
     cluster.isolate(other, false);
+    within("the control: with it back, that works", Duration::from_secs(20), async {
+        while cluster.node(other).remove_member(successor).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

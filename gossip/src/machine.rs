@@ -340,6 +340,8 @@ impl Gossip {
         }
         for door in doors {
             self.swim(now, effects, |swim, outbox| {
+                // It fails only when the packet cannot be encoded, and this one holds two identities:
+                // it always can. Whoever is not reached is tried again at the next knock.
                 let _ = swim.announce(NodeIdentity::placeholder(door), outbox);
             });
         }

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
-use trellis_proto::node_config::write_private;
+use trellis_proto::file;
+pub use trellis_proto::file::FileError as StoreError;
 
 use crate::cluster::Cluster;
 use crate::ipam::Ipam;
@@ -14,39 +14,16 @@ use crate::ipam::Ipam;
 /// The format that this release writes.
 const VERSION: u32 = 1;
 
-/// A file cannot be used.
-#[derive(Debug, Error)]
-pub enum StoreError {
-    /// Reading or writing failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not what was written.
-    #[error("{path}: {source}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// From a newer release.
-    #[error("{path}: format version {found} is newer than {VERSION}: install a newer release")]
-    TooNew {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-}
-
 #[derive(Serialize, Deserialize)]
 struct ClusterFile<C> {
     version: u32,
     cluster: C,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EpochFile {
+    version: u32,
+    epoch: u64,
 }
 
 /// The files of one netd.
@@ -64,60 +41,33 @@ impl Store {
 
     /// The allocations; None on the first start.
     pub fn load_ipam(&self) -> Result<Option<Ipam>, StoreError> {
-        let path = self.folder.join("ipam.json");
-        let ipam: Option<Ipam> = read(&path)?;
-        match ipam {
-            Some(ipam) if ipam.version() > VERSION => Err(StoreError::TooNew { path, found: ipam.version() }),
-            other => Ok(other),
-        }
+        file::read(&self.folder.join("ipam.json"), VERSION)
     }
 
     /// Writes the allocations; when this returns they are on disk.
     pub fn save_ipam(&self, ipam: &Ipam) -> Result<(), StoreError> {
-        write(&self.folder.join("ipam.json"), ipam)
+        file::write_compact(&self.folder.join("ipam.json"), ipam)
     }
 
     /// What was last known of the cluster; None on the first start.
     pub fn load_cluster(&self) -> Result<Option<Cluster>, StoreError> {
-        let path = self.folder.join("cluster.json");
-        let file: Option<ClusterFile<Cluster>> = read(&path)?;
-        match file {
-            Some(file) if file.version > VERSION => Err(StoreError::TooNew { path, found: file.version }),
-            other => Ok(other.map(|file| file.cluster)),
-        }
+        let file: Option<ClusterFile<Cluster>> = file::read(&self.folder.join("cluster.json"), VERSION)?;
+        Ok(file.map(|file| file.cluster))
     }
 
     /// Writes what is known of the cluster.
     pub fn save_cluster(&self, cluster: &Cluster) -> Result<(), StoreError> {
-        write(&self.folder.join("cluster.json"), &ClusterFile { version: VERSION, cluster })
+        file::write_compact(&self.folder.join("cluster.json"), &ClusterFile { version: VERSION, cluster })
     }
 
     /// The highest gossip epoch used so far; 0 on the first start.
     pub fn load_epoch(&self) -> Result<u64, StoreError> {
-        let path = self.folder.join("gossip-epoch.json");
-        let file: Option<(u32, u64)> = read(&path)?;
-        match file {
-            Some((version, _)) if version > VERSION => Err(StoreError::TooNew { path, found: version }),
-            other => Ok(other.map_or(0, |(_, epoch)| epoch)),
-        }
+        let file: Option<EpochFile> = file::read(&self.folder.join("gossip-epoch.json"), VERSION)?;
+        Ok(file.map_or(0, |file| file.epoch))
     }
 
     /// Writes the highest gossip epoch.
     pub fn save_epoch(&self, epoch: u64) -> Result<(), StoreError> {
-        write(&self.folder.join("gossip-epoch.json"), &(VERSION, epoch))
+        file::write_compact(&self.folder.join("gossip-epoch.json"), &EpochFile { version: VERSION, epoch })
     }
-}
-
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StoreError::Io { path: path.into(), source }),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Parse { path: path.into(), source })
-}
-
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(value).map_err(|source| StoreError::Parse { path: path.into(), source })?;
-    write_private(path, &bytes).map_err(|source| StoreError::Io { path: path.into(), source })
 }

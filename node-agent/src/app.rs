@@ -16,12 +16,7 @@ use crate::{
     runtime::netd::Netd,
     server,
 };
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use trellis_image::{ImageStore, Options};
 use trellis_proto::{
@@ -93,17 +88,8 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(NodeConfig, Arc<Credent
     }
     let config = wait("the node's configuration", || NodeConfig::load(&settings.config_dir)).await;
     let pki = settings.config_dir.join("pki");
-    let credentials = wait("the agent's certificate", || {
-        Credentials::load(&pki, "agent")
-            .or_else(|error| if restore_key(&pki) { Credentials::load(&pki, "agent") } else { Err(error) })
-    });
-    Ok((config, credentials.await))
-}
-
-/// A renewal that was interrupted between key and certificate left the old key beside the new.
-fn restore_key(pki: &Path) -> bool {
-    let old = pki.join("agent.key.old");
-    old.exists() && std::fs::rename(old, pki.join("agent.key")).is_ok()
+    let credentials = wait("the agent's certificate", || Credentials::load(&pki, "agent")).await;
+    Ok((config, credentials))
 }
 
 async fn wait<T, E: std::fmt::Display>(what: &str, mut load: impl FnMut() -> Result<T, E>) -> T {

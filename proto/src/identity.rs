@@ -51,6 +51,12 @@ pub enum IdentityError {
 }
 
 impl Identity {
+    /// The administrator that `cluster init` makes.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self::Admin("admin".to_owned())
+    }
+
     /// Reads the identity out of a DER certificate (which the TLS layer has already verified).
     pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
         use x509_parser::prelude::{FromDer, X509Certificate};

@@ -24,8 +24,10 @@ pub mod peer {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub mod client;
+pub mod file;
 pub mod identity;
 pub mod node_config;
+pub mod renewal;
 pub mod server;
 pub mod status;
 pub mod tls;

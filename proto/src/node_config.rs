@@ -13,6 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::file::{self, FileError};
+
 /// The format this build writes, and the newest it reads.
 pub const VERSION: u32 = 1;
 
@@ -68,37 +70,6 @@ pub struct NodeConfig {
     pub insecure_registries: Vec<String>,
 }
 
-/// Why the file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeConfigError {
-    /// Reading or writing failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not the JSON it should be.
-    #[error("{path}: {source}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// Written by a newer release.
-    #[error(
-        "{path}: format version {found} is newer than {VERSION}, the newest this release reads: install a newer release"
-    )]
-    TooNew {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-}
-
 impl NodeConfig {
     /// The file's place below the configuration folder.
     #[must_use]
@@ -107,23 +78,14 @@ impl NodeConfig {
     }
 
     /// Reads `<config_dir>/node.json`.
-    pub fn load(config_dir: &Path) -> Result<Self, NodeConfigError> {
+    pub fn load(config_dir: &Path) -> Result<Self, FileError> {
         let path = Self::path(config_dir);
-        let bytes = fs::read(&path).map_err(|source| NodeConfigError::Io { path: path.clone(), source })?;
-        let config: Self =
-            serde_json::from_slice(&bytes).map_err(|source| NodeConfigError::Parse { path: path.clone(), source })?;
-        if config.version > VERSION {
-            return Err(NodeConfigError::TooNew { path, found: config.version });
-        }
-        Ok(config)
+        file::read(&path, VERSION)?.ok_or_else(|| FileError::io(&path)(std::io::ErrorKind::NotFound.into()))
     }
 
     /// Writes `<config_dir>/node.json` atomically, readable by its owner only.
-    pub fn store(&self, config_dir: &Path) -> Result<(), NodeConfigError> {
-        let path = Self::path(config_dir);
-        let json =
-            serde_json::to_vec_pretty(self).map_err(|source| NodeConfigError::Parse { path: path.clone(), source })?;
-        write_private(&path, &json).map_err(|source| NodeConfigError::Io { path, source })
+    pub fn store(&self, config_dir: &Path) -> Result<(), FileError> {
+        file::write(&Self::path(config_dir), self)
     }
 
     /// Does this machine carry a control-plane member?

@@ -1,9 +1,9 @@
-//! The cluster's public-key infrastructure: the CA, one signing profile a role, and the sealing
+//! The cluster's public-key infrastructure: the CA, what it signs for each identity, and the sealing
 //! of what must not lie about in clear (Secrets, the CA's key).
 //!
 //! Used by `trellis cluster init|join` and by the control plane. A certificate says exactly one
 //! thing: which role of which node (or the administrator) holds the key. Names and uses come
-//! from the [`Profile`], never from the request, so that a request cannot smuggle any in.
+//! from the [`Identity`], never from the request, so that a request cannot smuggle any in.
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -13,6 +13,8 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::identity::Identity;
+
 mod seal;
 
 use seal::ENVELOPE_VERSION;
@@ -20,12 +22,11 @@ pub use seal::{Key, base64, from_base64, hex, open, seal};
 
 /// Ten years: the CA is replaced by making it anew, not by renewal.
 pub const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// One year for daemons and administrators; daemons renew at two thirds of it.
+/// One year for daemons and administrators, unless the cluster was made with another; daemons
+/// renew at two thirds of it.
 pub const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// Certificates are valid from an hour ago, so that a machine whose clock is behind can join.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
-/// The server name that clients of the API verify, whatever the address.
-pub const CONTROL_PLANE_NAME: &str = "control-plane.trellis";
 
 /// Ties a sealed CA key to its purpose.
 const CA_KEY_CONTEXT: &[u8] = b"trellis ca key";
@@ -49,7 +50,7 @@ pub enum PkiError {
         /// The reason.
         why: String,
     },
-    /// The request asks for another identity than the profile grants.
+    /// The request asks for another identity than may be signed.
     #[error("the certificate request is for CN={cn:?}, O={organization:?}, but {expected} may be signed here")]
     Subject {
         /// The common name asked for.
@@ -84,73 +85,37 @@ fn malformed(what: &str, why: impl ToString) -> PkiError {
     PkiError::Malformed { what: what.into(), why: why.to_string() }
 }
 
-/// Whom a certificate is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Profile {
-    /// A person with all rights.
-    Admin,
-    /// A member of the control plane on this node.
-    Member(String),
-    /// The agent of this node.
-    Agent(String),
-    /// The network daemon of this node.
-    Netd(String),
+fn subject(identity: &Identity) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, identity.organization());
+    name.push(DnType::CommonName, identity.name());
+    name
 }
 
-impl Profile {
-    /// The subject's common name.
-    pub fn common_name(&self) -> &str {
-        match self {
-            Self::Admin => "admin",
-            Self::Member(node) | Self::Agent(node) | Self::Netd(node) => node,
-        }
-    }
+/// What is signed for an identity, whatever its request says.
+fn params(identity: &Identity, until: SystemTime) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    let now = SystemTime::now();
+    params.not_before = (now - skew(until.duration_since(now).unwrap_or_default())).into();
+    params.not_after = until.into();
+    params.distinguished_name = subject(identity);
+    params.subject_alt_names = identity
+        .server_names()
+        .into_iter()
+        .map(|name| Ok(SanType::DnsName(name.try_into()?)))
+        .collect::<Result<_, _>>()
+        .map_err(crypto(format!("the server names of {identity}")))?;
+    params.is_ca = IsCa::NoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
 
-    /// The subject's organization: the role.
-    pub fn organization(&self) -> &'static str {
-        match self {
-            Self::Admin => "trellis:admins",
-            Self::Member(_) => "trellis:members",
-            Self::Agent(_) => "trellis:agents",
-            Self::Netd(_) => "trellis:netds",
-        }
-    }
-
-    /// The DNS names the holder may serve as.
-    pub fn server_names(&self) -> Vec<String> {
-        match self {
-            Self::Admin => vec![],
-            Self::Member(n) => vec![CONTROL_PLANE_NAME.into(), format!("{n}.member.trellis")],
-            Self::Agent(n) => vec!["agent.trellis".into(), format!("{n}.agent.trellis")],
-            Self::Netd(n) => vec![format!("{n}.netd.trellis")],
-        }
-    }
-
-    fn subject(&self) -> DistinguishedName {
-        let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, self.organization());
-        name.push(DnType::CommonName, self.common_name());
-        name
-    }
-
-    fn params(&self, until: SystemTime) -> Result<CertificateParams, PkiError> {
-        let mut params = CertificateParams::default();
-        let now = SystemTime::now();
-        params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = until.into();
-        params.distinguished_name = self.subject();
-        params.subject_alt_names = self
-            .server_names()
-            .into_iter()
-            .map(|name| Ok(SanType::DnsName(name.try_into()?)))
-            .collect::<Result<_, _>>()
-            .map_err(crypto(format!("the server names of {:?}", self.common_name())))?;
-        params.is_ca = IsCa::NoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        Ok(params)
-    }
+/// How far back a certificate's validity begins. A short one keeps most of its life ahead, or it
+/// would be due for renewal from the start.
+fn skew(lifetime: Duration) -> Duration {
+    if lifetime.is_zero() { CLOCK_SKEW } else { CLOCK_SKEW.min(lifetime / 4) }
 }
 
 /// A private key and what belongs to it, as PEM.
@@ -166,10 +131,10 @@ pub struct KeyAnd {
 ///
 /// # Errors
 /// [`PkiError::Crypto`] when the system has no randomness or the name cannot be encoded.
-pub fn request(profile: &Profile) -> Result<KeyAnd, PkiError> {
-    let key = KeyPair::generate().map_err(crypto(format!("the key of {}", profile.common_name())))?;
+pub fn request(identity: &Identity) -> Result<KeyAnd, PkiError> {
+    let key = KeyPair::generate().map_err(crypto(format!("the key of {}", identity.name())))?;
     let key_pem = Zeroizing::new(key.serialize_pem());
-    let pem = request_with(profile, &key_pem)?;
+    let pem = request_with(identity, &key_pem)?;
     Ok(KeyAnd { key_pem, pem })
 }
 
@@ -178,11 +143,11 @@ pub fn request(profile: &Profile) -> Result<KeyAnd, PkiError> {
 ///
 /// # Errors
 /// [`PkiError::Crypto`] when the key cannot be read or the name not be encoded.
-pub fn request_with(profile: &Profile, key_pem: &str) -> Result<String, PkiError> {
-    let what = || format!("the certificate request of {}", profile.common_name());
+pub fn request_with(identity: &Identity, key_pem: &str) -> Result<String, PkiError> {
+    let what = || format!("the certificate request of {}", identity.name());
     let key = KeyPair::from_pem(key_pem).map_err(crypto(what()))?;
     let mut params = CertificateParams::default();
-    params.distinguished_name = profile.subject();
+    params.distinguished_name = subject(identity);
     let csr = params.serialize_request(&key).map_err(crypto(what()))?;
     csr.pem().map_err(crypto(what()))
 }
@@ -272,21 +237,20 @@ impl CertificateAuthority {
         &self.pem
     }
 
-    /// Signs a request, if it asks for the identity that `profile` grants.
+    /// Signs a request, if it asks for `identity`, for `lifetime` from now on.
     ///
     /// # Errors
     /// [`PkiError::Subject`] when it asks for another one; [`PkiError::Crypto`] when it is
     /// malformed or not signed with its own key.
-    pub fn sign(&self, csr_pem: &str, profile: &Profile) -> Result<String, PkiError> {
+    pub fn sign(&self, csr_pem: &str, identity: &Identity, lifetime: Duration) -> Result<String, PkiError> {
         let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(crypto("the certificate request"))?;
         let (cn, organization) = subject_of(&csr.params.distinguished_name);
-        if cn != profile.common_name() || organization != profile.organization() {
-            let expected = format!("CN={:?}, O={:?}", profile.common_name(), profile.organization());
+        if cn != identity.name() || organization != identity.organization() {
+            let expected = format!("CN={:?}, O={:?}", identity.name(), identity.organization());
             return Err(PkiError::Subject { cn, organization, expected });
         }
         let what = format!("the certificate of {cn}");
-        let signed = profile
-            .params(SystemTime::now() + CERTIFICATE_LIFETIME)?
+        let signed = params(identity, SystemTime::now() + lifetime)?
             .signed_by(&csr.public_key, &self.issuer)
             .map_err(crypto(what))?;
         Ok(signed.pem())
@@ -296,26 +260,26 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// [`PkiError::Crypto`].
-    pub fn issue(&self, profile: &Profile) -> Result<KeyAnd, PkiError> {
-        self.issue_until(profile, SystemTime::now() + CERTIFICATE_LIFETIME)
+    pub fn issue(&self, identity: &Identity) -> Result<KeyAnd, PkiError> {
+        self.issue_until(identity, SystemTime::now() + CERTIFICATE_LIFETIME)
     }
 
     /// Like [`CertificateAuthority::issue`], with another lifetime from now on.
     ///
     /// # Errors
     /// [`PkiError::Crypto`].
-    pub fn issue_for(&self, profile: &Profile, lifetime: Duration) -> Result<KeyAnd, PkiError> {
-        self.issue_until(profile, SystemTime::now() + lifetime)
+    pub fn issue_for(&self, identity: &Identity, lifetime: Duration) -> Result<KeyAnd, PkiError> {
+        self.issue_until(identity, SystemTime::now() + lifetime)
     }
 
     /// Like [`CertificateAuthority::issue`], valid until another time.
     ///
     /// # Errors
     /// [`PkiError::Crypto`].
-    pub fn issue_until(&self, profile: &Profile, until: SystemTime) -> Result<KeyAnd, PkiError> {
-        let what = || format!("the certificate of {}", profile.common_name());
+    pub fn issue_until(&self, identity: &Identity, until: SystemTime) -> Result<KeyAnd, PkiError> {
+        let what = || format!("the certificate of {}", identity.name());
         let key = KeyPair::generate().map_err(crypto(what()))?;
-        let signed = profile.params(until)?.signed_by(&key, &self.issuer).map_err(crypto(what()))?;
+        let signed = params(identity, until)?.signed_by(&key, &self.issuer).map_err(crypto(what()))?;
         Ok(KeyAnd { key_pem: Zeroizing::new(key.serialize_pem()), pem: signed.pem() })
     }
 }

@@ -4,12 +4,13 @@ use super::*;
 #[test]
 fn a_request_is_signed_only_for_the_identity_it_asks_for() {
     let ca = CertificateAuthority::create("c").unwrap();
-    let asked = request(&Profile::Agent("n1".into())).unwrap();
+    let asked = request(&Identity::Agent("n1".into())).unwrap();
     assert_eq!(request_subject(&asked.pem).unwrap(), ("n1".into(), "trellis:agents".into()));
-    ca.sign(&asked.pem, &Profile::Agent("n1".into())).unwrap();
-    for other in [Profile::Agent("n2".into()), Profile::Member("n1".into()), Profile::Netd("n1".into()), Profile::Admin]
+    ca.sign(&asked.pem, &Identity::Agent("n1".into()), CERTIFICATE_LIFETIME).unwrap();
+    for other in
+        [Identity::Agent("n2".into()), Identity::Member("n1".into()), Identity::Netd("n1".into()), Identity::admin()]
     {
-        let refused = ca.sign(&asked.pem, &other);
+        let refused = ca.sign(&asked.pem, &other, CERTIFICATE_LIFETIME);
         assert!(matches!(refused, Err(PkiError::Subject { .. })), "{other:?}");
     }
 }
@@ -17,7 +18,7 @@ fn a_request_is_signed_only_for_the_identity_it_asks_for() {
 #[test]
 fn a_signed_certificate_has_the_profiles_names_and_uses() {
     let ca = CertificateAuthority::create("c").unwrap();
-    let made = ca.issue(&Profile::Member("n1".into())).unwrap();
+    let made = ca.issue(&Identity::Member("n1".into())).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(made.pem.as_bytes()).unwrap();
     let cert = pem.parse_x509().unwrap();
     let san = cert.subject_alternative_name().unwrap().unwrap();
@@ -37,7 +38,7 @@ fn the_ca_key_survives_sealing_and_needs_its_key() {
     let kek = Key::generate();
     let sealed = ca.seal_key(&kek);
     let back = CertificateAuthority::open(ca.certificate_pem(), &sealed, &kek).unwrap();
-    back.issue(&Profile::Admin).unwrap();
+    back.issue(&Identity::admin()).unwrap();
     let other = CertificateAuthority::open(ca.certificate_pem(), &sealed, &Key::generate());
     assert!(matches!(other, Err(PkiError::WrongKey { .. })));
 }

@@ -20,6 +20,8 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::pki::hex;
+
 /// Why credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -72,21 +74,6 @@ fn roots(ca_pem: &str) -> Result<Arc<RootCertStore>, TlsError> {
         store.add(cert)?;
     }
     Ok(Arc::new(store))
-}
-
-/// SHA-256 of the first certificate in a PEM text, in lower-case hex: what join tokens pin.
-pub fn ca_fingerprint(ca_pem: &str) -> Result<String, TlsError> {
-    let certs = certificates("CA certificate", ca_pem)?;
-    Ok(hex(&Sha256::digest(&certs[0])))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        // Writing to a String cannot fail.
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 /// A key pair whose certificate may be replaced while in use, and the CA.
@@ -215,9 +202,14 @@ pub struct ClientTls {
 impl ClientTls {
     /// Presents `credentials`, expects `server_name` signed by the cluster's CA.
     pub fn new(credentials: &Arc<Credentials>, server_name: &str) -> Result<Self, TlsError> {
-        let mut config = ClientConfig::builder()
+        let config = ClientConfig::builder()
             .with_root_certificates(roots(&credentials.ca_pem)?)
             .with_client_cert_resolver(Arc::new(Resolver(Arc::clone(credentials))));
+        Self::to(server_name, config)
+    }
+
+    /// HTTP/2 to whoever has this name.
+    fn to(server_name: &str, mut config: ClientConfig) -> Result<Self, TlsError> {
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self { config: Arc::new(config), server_name: parse_name(server_name)? })
     }
@@ -232,18 +224,16 @@ impl ClientTls {
     pub fn pinned(ca_sha256_hex: &str) -> Result<Self, TlsError> {
         install_crypto();
         let verifier = Arc::new(Pinned { fingerprint: ca_sha256_hex.to_ascii_lowercase() });
-        let mut config =
+        let config =
             ClientConfig::builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { config: Arc::new(config), server_name: parse_name(crate::identity::MEMBER_SERVER_NAME)? })
+        Self::to(crate::identity::MEMBER_SERVER_NAME, config)
     }
 
     /// Presents nothing and verifies against a known CA: for tests of refusals.
     pub fn without_certificate(ca_pem: &str) -> Result<Self, TlsError> {
         install_crypto();
-        let mut config = ClientConfig::builder().with_root_certificates(roots(ca_pem)?).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { config: Arc::new(config), server_name: parse_name(crate::identity::MEMBER_SERVER_NAME)? })
+        let config = ClientConfig::builder().with_root_certificates(roots(ca_pem)?).with_no_client_auth();
+        Self::to(crate::identity::MEMBER_SERVER_NAME, config)
     }
 }
 

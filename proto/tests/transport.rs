@@ -13,7 +13,7 @@ use trellis_proto::{
     },
     client::Connection,
     identity::Identity,
-    pki::{CertificateAuthority, Profile},
+    pki::{self, CertificateAuthority},
     server::{self, Listen},
     tls::{self, ClientAuth, ClientTls, Credentials},
 };
@@ -53,7 +53,7 @@ fn free_address() -> SocketAddr {
 }
 
 async fn serve(ca: &CertificateAuthority, number: u64, auth: ClientAuth, unix: Option<&Path>) -> Member {
-    let keys = ca.issue(&Profile::Member("m".into())).unwrap();
+    let keys = ca.issue(&Identity::Member("m".into())).unwrap();
     let credentials = Credentials::from_pem(ca.certificate_pem(), &keys.pem, &keys.key_pem).unwrap();
     let config = tls::server_config(&credentials, auth).unwrap();
     let address = free_address();
@@ -66,7 +66,7 @@ async fn serve(ca: &CertificateAuthority, number: u64, auth: ClientAuth, unix: O
 }
 
 fn agent(ca: &CertificateAuthority) -> Arc<Credentials> {
-    let keys = ca.issue(&Profile::Agent("n1".into())).unwrap();
+    let keys = ca.issue(&Identity::Agent("n1".into())).unwrap();
     Credentials::from_pem(ca.certificate_pem(), &keys.pem, &keys.key_pem).unwrap()
 }
 
@@ -115,7 +115,7 @@ async fn nobody_gets_in_without_a_certificate_or_with_another_cas() {
     let none = ClientTls::without_certificate(ca.certificate_pem()).unwrap();
     renew(&connect(none, &[&member])).await.unwrap_err();
     // A client that believes the server, but shows a certificate of another CA.
-    let keys = stranger.issue(&Profile::Agent("n1".into())).unwrap();
+    let keys = stranger.issue(&Identity::Agent("n1".into())).unwrap();
     let mixed = Credentials::from_pem(ca.certificate_pem(), &keys.pem, &keys.key_pem).unwrap();
     renew(&connect(ClientTls::to_member(&mixed).unwrap(), &[&member])).await.unwrap_err();
     // The control: the server still answers who belongs.
@@ -135,7 +135,7 @@ async fn a_server_of_another_ca_is_not_believed() {
 async fn an_expired_certificate_is_refused() {
     let ca = CertificateAuthority::create("c").unwrap();
     let member = serve(&ca, 7, ClientAuth::Required, None).await;
-    let keys = ca.issue_for(&Profile::Agent("n1".into()), Duration::ZERO).unwrap();
+    let keys = ca.issue_for(&Identity::Agent("n1".into()), Duration::ZERO).unwrap();
     let (_, end) = trellis_proto::pki::validity(&keys.pem).unwrap();
     // Certificates count whole seconds.
     while std::time::SystemTime::now() < end + Duration::from_secs(1) {
@@ -151,10 +151,10 @@ async fn an_expired_certificate_is_refused() {
 async fn a_pinned_hash_believes_one_ca_only() {
     let ca = CertificateAuthority::create("c").unwrap();
     let member = serve(&ca, 7, ClientAuth::Optional, None).await;
-    let hash = tls::ca_fingerprint(ca.certificate_pem()).unwrap();
+    let hash = pki::fingerprint(ca.certificate_pem()).unwrap();
     let error = renew(&connect(ClientTls::pinned(&hash).unwrap(), &[&member])).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unauthenticated, "the service answered, so TLS stood: {error:?}");
-    let wrong = tls::ca_fingerprint(CertificateAuthority::create("c").unwrap().certificate_pem()).unwrap();
+    let wrong = pki::fingerprint(CertificateAuthority::create("c").unwrap().certificate_pem()).unwrap();
     let error = renew(&connect(ClientTls::pinned(&wrong).unwrap(), &[&member])).await.unwrap_err();
     assert!(error.message().contains("token pins"), "{error:?}");
 }
@@ -196,10 +196,10 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
         std::fs::write(dir.path().join("agent.key"), &keys.key_pem).unwrap();
     };
     std::fs::write(dir.path().join("ca.crt"), ca.certificate_pem()).unwrap();
-    write(&ca.issue(&Profile::Agent("n1".into())).unwrap());
+    write(&ca.issue(&Identity::Agent("n1".into())).unwrap());
     let credentials = Credentials::load(dir.path(), "agent").unwrap();
     let before = credentials.certificate_der();
-    write(&ca.issue(&Profile::Agent("n1".into())).unwrap());
+    write(&ca.issue(&Identity::Agent("n1".into())).unwrap());
     credentials.reload().unwrap();
     assert_ne!(credentials.certificate_der(), before);
     let member = serve(&ca, 7, ClientAuth::Required, None).await;

@@ -2,11 +2,11 @@
 
 use trellis_proto::api::ApplyOutcome;
 
-use super::{DryRun, Failures};
+use super::Failures;
+use super::write::{self, Teller};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Loaded, Source, Validate};
-use crate::output::{self, Format};
+use crate::manifest::{self, Loaded, Validate};
 use crate::session::Session;
 
 pub const EXAMPLES: &str = "Examples:
@@ -18,53 +18,31 @@ pub const EXAMPLES: &str = "Examples:
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
-    /// Unknown fields: refuse, warn, or ignore
-    #[arg(long, value_enum, default_value = "strict")]
-    validate: Validate,
-    /// Only let the server check
-    #[arg(long, value_enum, default_value = "none")]
-    dry_run: DryRun,
-    /// Print the objects instead of what was done
-    #[arg(short, long, value_enum)]
-    output: Option<Format>,
+    write: write::WriteArgs,
 }
 
 /// Applies every manifest; goes on after an error.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
-    let session = Session::open(global)?;
+    let args = args.write;
+    let mut session = Session::open(global)?;
+    session.ignore_unknown = args.validate == Validate::Ignore;
     let Loaded { mut manifests, unusable } = manifest::load(&args.source, &session, args.validate)?;
     manifest::in_order(&mut manifests);
     let mut failures = Failures::of(&unusable);
-    let mut applied = Vec::new();
+    let mut teller = Teller::new(&args);
     for m in &manifests {
         match session.apply(m.kind, &m.object, args.dry_run.is_on()).await {
             Ok((object, outcome)) => {
-                let what = match outcome {
+                let done = match outcome {
                     ApplyOutcome::Created => "created",
                     ApplyOutcome::Unchanged => "unchanged",
                     _ => "configured",
                 };
-                let name = output::name_of(m.kind, &object);
-                match args.output {
-                    None => output::print(&format!("{name} {what}{}\n", args.dry_run.suffix()))?,
-                    Some(Format::Name) => output::print(&format!("{name}\n"))?,
-                    Some(_) => applied.push(object),
-                }
+                teller.tell(m.kind, object, done)?;
             }
-            Err(e) => {
-                if manifests.len() > 1 {
-                    eprintln!("{}:", m.origin);
-                }
-                failures.add(&e);
-            }
+            Err(e) => failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str())),
         }
     }
-    if let Some(f @ (Format::Json | Format::Yaml)) = args.output
-        && !applied.is_empty()
-    {
-        let single = applied.len() == 1;
-        output::print(&output::whole(f, applied, single))?;
-    }
+    teller.end()?;
     failures.end()
 }

@@ -10,8 +10,10 @@ use crate::yaml;
 
 pub const EXAMPLES: &str = "Examples:
   trellis config get-contexts
+  trellis config current-context
   trellis config use-context lab-x
   trellis config set-context --current --namespace=staging
+  trellis config delete-context lab-x
   trellis config view";
 
 /// Arguments of `config`.

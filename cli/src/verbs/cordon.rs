@@ -36,8 +36,8 @@ pub fn targets(nodes: &[String], selector: &str) -> Result<Vec<Target>, CliError
     match (nodes.is_empty(), selector.is_empty()) {
         (true, true) => Err(CliError::Usage("name a node, or select nodes with -l".into())),
         (false, false) => Err(CliError::Usage("either nodes by name or by -l, not both".into())),
-        (true, false) => Ok(vec![Target { kind: Kind::Node, name: None }]),
-        (false, true) => Ok(nodes.iter().map(|n| Target { kind: Kind::Node, name: Some(strip(n)) }).collect()),
+        (true, false) => Ok(vec![Target::new(Kind::Node, None)]),
+        (false, true) => Ok(nodes.iter().map(|n| Target::new(Kind::Node, Some(strip(n)))).collect()),
     }
 }
 

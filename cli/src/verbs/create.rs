@@ -4,11 +4,11 @@ use base64::Engine;
 use serde_json::{Map, Value, json};
 use trellis_model::Kind;
 
-use super::{DryRun, Failures};
+use super::Failures;
+use super::write::{self, Teller};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::manifest::{self, Loaded, Manifest, Source, Validate};
-use crate::output::{self, Format};
+use crate::manifest::{self, Loaded, Manifest, Validate};
 use crate::session::Session;
 use crate::target;
 
@@ -22,7 +22,7 @@ pub const EXAMPLES: &str = "Examples:
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    write: write::WriteArgs,
     /// namespace NAME, configmap NAME or secret [generic] NAME
     #[arg(value_name = "TYPE NAME", conflicts_with = "filename", num_args = 0..=3)]
     what: Vec<String>,
@@ -32,47 +32,28 @@ pub struct Args {
     /// File (or KEY=FILE) of a ConfigMap or Secret
     #[arg(long, value_name = "[KEY=]FILE")]
     from_file: Vec<String>,
-    /// Unknown fields: refuse, warn, or ignore
-    #[arg(long, value_enum, default_value = "strict")]
-    validate: Validate,
-    /// Only let the server check
-    #[arg(long, value_enum, default_value = "none")]
-    dry_run: DryRun,
-    /// Print the objects instead of what was done
-    #[arg(short, long, value_enum)]
-    output: Option<Format>,
 }
 
 /// Creates every object; goes on after an error.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
-    let session = Session::open(global)?;
+    let mut session = Session::open(global)?;
+    let write = &args.write;
+    session.ignore_unknown = write.validate == Validate::Ignore;
     let Loaded { mut manifests, unusable } = if args.what.is_empty() {
-        manifest::load(&args.source, &session, args.validate)?
+        manifest::load(&write.source, &session, write.validate)?
     } else {
         Loaded { manifests: vec![named(&args, &session)?], unusable: Vec::new() }
     };
     manifest::in_order(&mut manifests);
     let mut failures = Failures::of(&unusable);
-    let mut created = Vec::new();
+    let mut teller = Teller::new(write);
     for m in &manifests {
-        match session.create(m.kind, &m.object, args.dry_run.is_on()).await {
-            Ok(object) => match args.output {
-                Some(Format::Json | Format::Yaml) => created.push(object),
-                Some(Format::Name) => output::print(&format!("{}\n", output::name_of(m.kind, &object)))?,
-                _ => {
-                    let name = output::name_of(m.kind, &object);
-                    output::print(&format!("{name} created{}\n", args.dry_run.suffix()))?;
-                }
-            },
-            Err(e) => failures.add(&e),
+        match session.create(m.kind, &m.object, write.dry_run.is_on()).await {
+            Ok(object) => teller.tell(m.kind, object, "created")?,
+            Err(e) => failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str())),
         }
     }
-    if let Some(f @ (Format::Json | Format::Yaml)) = args.output
-        && !created.is_empty()
-    {
-        let single = created.len() == 1;
-        output::print(&output::whole(f, created, single))?;
-    }
+    teller.end()?;
     failures.end()
 }
 

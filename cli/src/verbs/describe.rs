@@ -250,11 +250,18 @@ fn section(name: &str, v: &Value, depth: usize, out: &mut String) {
             let first = format!("{pad}  Type");
             out.push_str(&table::render([first.as_str(), "Status", "Reason", "Message"], &rows));
         }
+        // As hostIPs: nothing is to be told apart.
+        Value::Array(a) if a.iter().all(|i| only_value(i).is_some()) => {
+            let items: Vec<String> = a.iter().filter_map(only_value).map(plain).collect();
+            let _ = writeln!(out, "{pad}{name}:  {}", items.join(" "));
+        }
         Value::Array(a) => {
             let _ = writeln!(out, "{pad}{name}:");
             for item in a {
-                let label = item["name"].as_str().or(item["key"].as_str()).unwrap_or("-");
-                section(label, &without_name(item), depth + 1, out);
+                match item["name"].as_str().or(item["key"].as_str()) {
+                    Some(label) => section(label, &without_label(item, label), depth + 1, out),
+                    None => dashed(item, depth + 1, out),
+                }
             }
         }
         v => {
@@ -264,12 +271,32 @@ fn section(name: &str, v: &Value, depth: usize, out: &mut String) {
     }
 }
 
-fn without_name(item: &Value) -> Value {
+/// The value of an object that has one, and only one.
+fn only_value(item: &Value) -> Option<&Value> {
+    let fields = item.as_object().filter(|m| m.len() == 1)?;
+    fields.values().next().filter(|v| !v.is_object() && !v.is_array())
+}
+
+/// An item without a name: a dash before its first field.
+fn dashed(item: &Value, depth: usize, out: &mut String) {
+    let mut text = String::new();
+    for (k, v) in item.as_object().into_iter().flatten() {
+        section(&title(k), v, depth + 1, &mut text);
+    }
+    let pad = "  ".repeat(depth);
+    if let Some(rest) = text.strip_prefix(&format!("{pad}  ")) {
+        let _ = write!(out, "{pad}- {rest}");
+    }
+}
+
+/// The item without the field that it is listed by.
+fn without_label(item: &Value, label: &str) -> Value {
     let mut item = item.clone();
     if let Some(m) = item.as_object_mut()
         && m.len() > 1
     {
-        m.shift_remove("name");
+        let by = if m.get("name").is_some_and(|n| n == label) { "name" } else { "key" };
+        m.shift_remove(by);
     }
     item
 }
@@ -308,6 +335,28 @@ mod tests {
              Restarts:       0\n\
              Spec:\n  Node Name:  n1\n  Containers:\n    c:\n      Image:  x\n      Args:  a b\n\
              Status:\n  Phase:  Running\n  Host IP:  172.30.0.11\n  Conditions:\n    Type    Status   Reason               Message\n    Ready   False    ContainersNotReady   m\n"
+        );
+    }
+
+    #[test]
+    fn lists_are_told_by_name_by_value_or_with_a_dash() {
+        let told = |name: &str, v: Value| {
+            let mut out = String::new();
+            section(name, &v, 0, &mut out);
+            out
+        };
+        assert_eq!(
+            told("Host IPs", json!([{"ip": "172.30.0.11"}, {"ip": "fd00::11"}])),
+            "Host IPs:  172.30.0.11 fd00::11\n"
+        );
+        assert_eq!(title("podIPs"), "Pod IPs");
+        assert_eq!(
+            told("Ports", json!([{"containerPort": 80, "protocol": "TCP"}, {"name": "m", "containerPort": 9}])),
+            "Ports:\n  - Container Port:  80\n    Protocol:  TCP\n  m:\n    Container Port:  9\n"
+        );
+        assert_eq!(
+            told("Tolerations", json!([{"key": "a", "operator": "Exists"}])),
+            "Tolerations:\n  a:\n    Operator:  Exists\n"
         );
     }
 

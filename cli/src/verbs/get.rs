@@ -112,8 +112,11 @@ fn targets(args: &Args, session: &Session) -> Result<(Vec<Target>, Vec<CliError>
         return Ok((targets, Vec::new()));
     }
     let Loaded { manifests, unusable } = manifest::load(&args.source, session, Validate::Ignore)?;
-    let name = |o: &Value| Some(identity(o).1.to_owned());
-    Ok((manifests.iter().map(|m| Target { kind: m.kind, name: name(&m.object) }).collect(), unusable))
+    let target = |m: &manifest::Manifest| {
+        let (namespace, name) = identity(&m.object);
+        Target { kind: m.kind, name: Some(name.to_owned()), namespace: Some(namespace.to_owned()) }
+    };
+    Ok((manifests.iter().map(target).collect(), unusable))
 }
 
 fn targets_kinds(targets: &[Target]) -> usize {
@@ -125,16 +128,20 @@ fn targets_kinds(targets: &[Target]) -> usize {
 
 fn query(session: &Session, args: &Args, t: &Target) -> Query {
     Query {
-        namespace: session.namespace_for(t.kind, args.all_namespaces),
+        namespace: t.namespace.clone().or_else(|| session.namespace_for(t.kind, args.all_namespaces)),
         name: t.name.clone(),
         labels: args.selector.clone(),
         fields: args.field_selector.clone(),
     }
 }
 
+fn namespace_of<'a>(session: &'a Session, t: &'a Target) -> &'a str {
+    t.namespace.as_deref().unwrap_or(&session.namespace)
+}
+
 async fn fetch(session: &Session, args: &Args, t: &Target) -> Result<Vec<Value>, CliError> {
     match &t.name {
-        Some(name) => Ok(vec![session.get(t.kind, &session.namespace, name).await?]),
+        Some(name) => Ok(vec![session.get(t.kind, namespace_of(session, t), name).await?]),
         None => {
             let (mut items, _) = session.list(t.kind, &query(session, args, t)).await?;
             if t.kind == Kind::Event {
@@ -211,7 +218,7 @@ async fn watch(session: &Session, args: &Args, targets: &[Target]) -> Result<(),
     let (items, revision) = session.list(t.kind, &query).await?;
     if t.name.is_some() && items.is_empty() {
         // Says NotFound in the server's words.
-        session.get(t.kind, &session.namespace, t.name.as_deref().unwrap_or_default()).await?;
+        session.get(t.kind, namespace_of(session, t), t.name.as_deref().unwrap_or_default()).await?;
     }
     let table = RefCell::new(Table::new(header(args, t.kind)));
     let show = |rows: &[Value], first: bool| -> Result<(), CliError> {

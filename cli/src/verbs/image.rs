@@ -25,6 +25,9 @@ pub const EXAMPLES: &str = "Examples:
 const QUEUE: usize = 4;
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Tar archives are made of blocks of this size.
+const TAR_BLOCK: usize = 512;
+
 /// Arguments of `image`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -83,6 +86,11 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
     if file == "-" && nodes.len() > 1 {
         return Err(CliError::Usage("stdin can be read once: name one --node, or give a file".into()));
     }
+    if file != "-" {
+        // Once, not once a node.
+        let mut opened = std::fs::File::open(file).map_err(|e| CliError::Local(format!("{file}: {e}")))?;
+        checked(&mut opened, file)?;
+    }
     let mut tasks = JoinSet::new();
     for node in nodes {
         let (session, file) = (session.clone(), file.to_owned());
@@ -111,7 +119,10 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
 
 async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Image>, CliError> {
     let input: Box<dyn Read + Send> = match file {
-        "-" => Box::new(std::io::stdin()),
+        "-" => {
+            let first = checked(&mut std::io::stdin(), "stdin")?;
+            Box::new(std::io::Cursor::new(first).chain(std::io::stdin()))
+        }
         path => {
             let opened = std::fs::File::open(path);
             Box::new(opened.map_err(|e| CliError::Local(format!("{path}: {e}")))?)
@@ -131,6 +142,38 @@ async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Imag
         }
         Err(s) => Err(s.into()),
     }
+}
+
+/// Reads the first block and refuses what cannot be an image's archive: before megabytes are sent to
+/// every node, and with a better reason than what a node would make of the bytes.
+fn checked(input: &mut impl Read, name: &str) -> Result<Vec<u8>, CliError> {
+    let mut first = Vec::with_capacity(TAR_BLOCK);
+    input.take(TAR_BLOCK as u64).read_to_end(&mut first).map_err(|e| CliError::Local(format!("{name}: {e}")))?;
+    let what = match first.as_slice() {
+        [] => "it is empty",
+        [0x1f, 0x8b, ..] => return Ok(first),
+        block if is_tar(block) => return Ok(first),
+        _ => "it is neither a tar archive nor one compressed with gzip",
+    };
+    Err(CliError::Local(format!(
+        "{name}: no image can be imported from this: {what}; make an archive with `docker save -o app.tar app:1`, or \
+         `skopeo copy … oci-archive:app.tar`"
+    )))
+}
+
+/// Is this a header whose checksum holds? An archive without entries begins with zeros.
+fn is_tar(block: &[u8]) -> bool {
+    const CHECKSUM: std::ops::Range<usize> = 148..156;
+    if block.len() < TAR_BLOCK {
+        return false;
+    }
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(i, b)| if CHECKSUM.contains(&i) { u32::from(b' ') } else { u32::from(*b) })
+        .sum();
+    let digits = String::from_utf8_lossy(&block[CHECKSUM]);
+    u32::from_str_radix(digits.trim_matches(['\0', ' ']), 8) == Ok(sum)
 }
 
 fn pump(mut input: Box<dyn Read + Send>, tx: &mpsc::Sender<ImportRequest>) -> std::io::Result<()> {
@@ -236,6 +279,22 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_archive_is_refused_in_words() {
+        let mut header = [0_u8; TAR_BLOCK];
+        header[..5].copy_from_slice(b"a.txt");
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        assert_eq!(checked(&mut &header[..], "x").ok().as_deref(), Some(&header[..]));
+        assert!(checked(&mut &[0x1f, 0x8b, 8][..], "x").is_ok(), "gzip is looked into by the node");
+        header[0] = b'b';
+        for (bytes, why) in [(&header[..], "neither a tar"), (b"", "it is empty"), (b"\xff\xfe hello", "neither a tar")]
+        {
+            let told = checked(&mut &*bytes, "notes.txt").map_err(|e| e.to_string());
+            assert!(told.as_ref().is_err_and(|t| t.contains(why) && t.contains("notes.txt")), "{told:?}");
+        }
+    }
 
     #[test]
     fn exact() {

@@ -1,7 +1,11 @@
 //! `logs`: what a container wrote.
 
-use std::io::Write;
+mod resume;
 
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use resume::{Part, Resume};
 use serde_json::Value;
 use trellis_model::Kind;
 use trellis_proto::api::{LogsRequest, pods_client::PodsClient};
@@ -18,6 +22,12 @@ pub const EXAMPLES: &str = "Examples:
   trellis logs -f deploy/web --tail=20
   trellis logs web-1 -c sidecar --previous
   trellis logs -l app=web --all-containers --since=5m";
+
+/// A followed log that cannot be taken up again within this time ends: elections and a restarted
+/// agent take seconds.
+const RESUME_WITHIN: Duration = Duration::from_secs(30);
+/// Between two tries.
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
 /// Arguments of `logs`.
 #[derive(clap::Args, Debug)]
@@ -156,7 +166,41 @@ fn request(pod: &Value, container: &str, args: &Args) -> (LogsRequest, String) {
     (request, format!("[pod/{name}/{container}] "))
 }
 
+/// Prints a log; followed, it goes on through another member when the one in between dies.
 async fn stream(session: &Session, request: LogsRequest, tag: Option<String>) -> Result<(), CliError> {
+    let mut printer = Printer {
+        // Followed, each line's time is asked for, to find the place again.
+        resume: request.follow.then(Resume::default),
+        timestamps: request.timestamps,
+        tag,
+        mid_line: false,
+    };
+    let mut request = LogsRequest { timestamps: request.timestamps || request.follow, ..request };
+    let mut heard = Instant::now();
+    loop {
+        let broken = match attempt(session, &request, &mut printer, &mut heard).await {
+            Err(CliError::Server(s)) if request.follow && trellis_proto::status::retryable(&s) => s,
+            ended => return ended,
+        };
+        if heard.elapsed() > RESUME_WITHIN {
+            return Err(CliError::Server(broken));
+        }
+        if let Some(resume) = printer.resume.as_mut().filter(|r| r.begun()) {
+            resume.again();
+            (request.tail_lines, request.since_seconds) = (None, None);
+        }
+        session.conn.next_endpoint();
+        tokio::time::sleep(RESUME_PAUSE).await;
+    }
+}
+
+/// One stream, to its end.
+async fn attempt(
+    session: &Session,
+    request: &LogsRequest,
+    printer: &mut Printer,
+    heard: &mut Instant,
+) -> Result<(), CliError> {
     let mut chunks = session
         .conn
         .call(|c| {
@@ -165,17 +209,65 @@ async fn stream(session: &Session, request: LogsRequest, tag: Option<String>) ->
         })
         .await?
         .into_inner();
-    while let Some(chunk) = chunks.message().await? {
-        let data = match &tag {
-            None => chunk.data.to_vec(),
-            Some(tag) => {
-                chunk.data.split_inclusive(|b| *b == b'\n').flat_map(|line| [tag.as_bytes(), line].concat()).collect()
-            }
-        };
-        let mut out = std::io::stdout().lock();
-        if out.write_all(&data).and_then(|()| out.flush()).is_err() {
-            return Err(CliError::Exit(0));
-        }
+    *heard = Instant::now();
+    loop {
+        let chunk = chunks.message().await;
+        // Silence of a container is no reason to give up: the time runs from the break.
+        *heard = Instant::now();
+        let Some(chunk) = chunk? else { return Ok(()) };
+        printer.print(&chunk.data)?;
     }
-    Ok(())
+}
+
+/// What of the lines that come is printed, and how.
+struct Printer {
+    resume: Option<Resume>,
+    timestamps: bool,
+    tag: Option<String>,
+    /// The last piece ended before its line did.
+    mid_line: bool,
+}
+
+impl Printer {
+    fn print(&mut self, data: &[u8]) -> Result<(), CliError> {
+        let text = self.shown(data);
+        let mut out = std::io::stdout().lock();
+        out.write_all(&text).and_then(|()| out.flush()).map_err(|_| CliError::Exit(0))
+    }
+
+    fn shown(&mut self, data: &[u8]) -> Vec<u8> {
+        let mut shown = Vec::with_capacity(data.len());
+        let tag = self.tag.as_deref().unwrap_or_default().as_bytes();
+        for piece in data.split_inclusive(|b| *b == b'\n') {
+            let part = match &mut self.resume {
+                None => Some(Part { bytes: piece.to_vec(), begins: !self.mid_line }),
+                Some(resume) => resume.take(piece),
+            };
+            self.mid_line = !piece.ends_with(b"\n");
+            let Some(Part { bytes, begins }) = part else { continue };
+            if begins {
+                shown.extend_from_slice(tag);
+            }
+            let untimed = self.resume.is_some() && begins && !self.timestamps;
+            shown.extend_from_slice(if untimed { resume::text(&bytes) } else { &bytes });
+        }
+        shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_shows_each_line_once_as_it_was_asked_for() {
+        let mut printer =
+            Printer { resume: Some(Resume::default()), timestamps: false, tag: Some("[p] ".into()), mid_line: false };
+        let (one, two) = ("2026-01-01T00:00:01Z one\n", "2026-01-01T00:00:02Z two\n");
+        assert_eq!(printer.shown(one.as_bytes()), b"[p] one\n");
+        printer.resume.as_mut().into_iter().for_each(Resume::again);
+        assert_eq!(printer.shown(format!("{one}{two}").as_bytes()), b"[p] two\n");
+        printer.timestamps = true;
+        assert_eq!(printer.shown(b"2026-01-01T00:00:03Z three\n"), b"[p] 2026-01-01T00:00:03Z three\n");
+    }
 }

@@ -22,6 +22,7 @@ pub mod scale;
 pub mod taint;
 pub mod version;
 pub mod wait;
+mod write;
 
 use serde_json::Value;
 use trellis_model::Kind;
@@ -109,6 +110,14 @@ impl Failures {
         eprintln!("{e}");
         self.first.get_or_insert(e.exit_code());
         self.count += 1;
+    }
+
+    /// Says before it which of several files it is about.
+    fn add_of(&mut self, e: &CliError, origin: Option<&str>) {
+        if let Some(origin) = origin {
+            eprintln!("{origin}:");
+        }
+        self.add(e);
     }
 
     fn end(self) -> Result<(), CliError> {

@@ -136,7 +136,7 @@ fn taint_words(args: &[String]) -> Vec<String> {
 async fn one(session: &Session, name: &str, edits: &[Edit], args: &Args) -> Result<(), CliError> {
     let removed = edits.iter().all(|e| matches!(e, Edit::Remove { .. }));
     for attempt in 1.. {
-        let target = [Target { kind: Kind::Node, name: Some(name.to_owned()) }];
+        let target = [Target::new(Kind::Node, Some(name.to_owned()))];
         let found = select(session, &target, "", "").await?;
         let node = found.into_iter().next().map(|(_, n)| n).unwrap_or_default();
         let before = node["spec"]["taints"].as_array().cloned().unwrap_or_default();

@@ -8,6 +8,7 @@ pub mod images;
 pub mod names;
 pub mod nodes;
 pub mod ops;
+pub mod oversize;
 pub mod pods;
 pub mod resources;
 pub mod session;

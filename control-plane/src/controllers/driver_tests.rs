@@ -98,14 +98,49 @@ fn view(dead: &[&str]) -> GossipView {
     GossipView { dead: all.collect(), healthy: true }
 }
 
+/// Beside a lab in which nothing is to happen: one in which the same does, so that waiting for it
+/// is long enough, and not longer.
+struct Control {
+    lab: Lab,
+    task: tokio::task::JoinHandle<()>,
+    agents: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Control {
+    async fn leading() -> Self {
+        let (lab, task) = Lab::start();
+        lab.seed().await;
+        let agents = agents(&lab);
+        lab.gossip.publish(view(&[]));
+        lab.lead(1, true);
+        Self { lab, task, agents }
+    }
+
+    async fn until_bound(&self, count: usize) {
+        self.lab.until("the control's Pods are bound", |l| l.bound().values().sum::<usize>() == count).await;
+    }
+
+    async fn end(self) {
+        self.agents.iter().for_each(tokio::task::JoinHandle::abort);
+        self.lab.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn agents(lab: &Lab) -> Vec<tokio::task::JoinHandle<()>> {
+    ["n0", "n1", "n2"].map(|n| agent(lab.registry.clone(), n)).into()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_leader_acts_and_a_dead_nodes_pods_are_bound_elsewhere() {
     let (lab, task) = Lab::start();
     lab.seed().await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(lab.bound().is_empty(), "a follower does nothing");
-    let agents: Vec<_> = ["n0", "n1", "n2"].map(|n| agent(lab.registry.clone(), n)).into();
+    let agents = agents(&lab);
     lab.gossip.publish(view(&[]));
+    // Begun later, the control is where this lab would be if it led.
+    let control = Control::leading().await;
+    control.until_bound(6).await;
+    assert!(lab.bound().is_empty(), "a follower does nothing");
     lab.lead(1, true);
     lab.until("all are bound", |l| l.bound().values().sum::<usize>() == 6).await;
     assert_eq!(lab.bound().len(), 3);
@@ -118,25 +153,32 @@ async fn only_a_leader_acts_and_a_dead_nodes_pods_are_bound_elsewhere() {
     // No longer leading: nothing moves.
     lab.lead(1, false);
     lab.until("the leases end", |l| l.registry.renewals().is_empty()).await;
-    lab.create(Object::Pod(Box::new(crate::controllers::testing::pod("default", "late")))).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    for l in [&lab, &control.lab] {
+        l.create(Object::Pod(Box::new(crate::controllers::testing::pod("default", "late")))).await;
+    }
+    control.until_bound(7).await;
     assert_eq!(lab.bound().values().sum::<usize>(), 6);
     lab.lead(1, true);
     lab.until("the new leader finds it", |l| l.bound().values().sum::<usize>() == 7).await;
     assert!(!lab.bound().contains_key("n2"), "and does not revive the dead");
     lab.stop.cancel();
     task.await.unwrap();
+    control.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_term_is_over_writes_nothing() {
     let (lab, task) = Lab::start();
     lab.seed().await;
+    let _agents = agents(&lab);
+    lab.gossip.publish(view(&[]));
     let before = lab.backend.store().revision();
     // The store applies everything in term 1.
     lab.lead(7, true);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let control = Control::leading().await;
+    control.until_bound(6).await;
     assert_eq!(lab.backend.store().revision(), before);
     lab.stop.cancel();
     task.await.unwrap();
+    control.end().await;
 }

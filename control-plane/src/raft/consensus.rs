@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{InitializeError, RaftError};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -19,11 +19,12 @@ use super::config::{Tuning, TypeConfig};
 use super::machine::{Applied, Machine};
 use super::network::Peers;
 use super::proposer::Proposal;
-use super::reads::{self, at_leader, leader_channel};
+use super::reads::{self, at_leader, at_leader_within, leader_channel};
 use super::types::{
-    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, ProposeError, RaftStats,
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, Overview, ProposeError,
+    RaftStats,
 };
-use super::{membership, wire};
+use super::{membership, overview, wire};
 use crate::store::{Command, Outcome, Store};
 
 pub(super) type RaftHandle = openraft::Raft<TypeConfig, Machine>;
@@ -188,8 +189,10 @@ impl Consensus {
 
     async fn change(&self, change: &Change) -> Result<(), MemberError> {
         let inner = &self.inner;
-        // The leader's own time limits rule; repeated only where nothing was done.
-        let result = at_leader(inner, |leadership| async move {
+        // The leader's own time limits rule, so a little is added to their sum; repeated only
+        // where nothing was done.
+        let limit = membership::WAIT_FOR_OTHERS + inner.tuning.catch_up + inner.tuning.deadline;
+        let result = at_leader_within(inner, limit, |leadership| async move {
             if leadership.leader_id == Some(inner.id) {
                 inner.must_lead()?;
                 let result = match change.clone() {
@@ -215,24 +218,20 @@ impl Consensus {
         result.await?
     }
 
-    /// The members as this one knows them.
+    /// The members as this one knows them, at no cost.
     pub fn members(&self) -> Vec<MemberStatus> {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-        let status = |(id, member): (&u64, &Member)| {
-            let own = *id == self.inner.id;
-            let matched = metrics.replication.as_ref().and_then(|r| r.get(id).copied()).flatten();
-            let heard = metrics.heartbeat.as_ref().and_then(|h| h.get(id).cloned()).flatten();
-            MemberStatus {
-                member: member.clone(),
-                voter: voters.contains(id),
-                leader: metrics.current_leader == Some(*id),
-                matched_index: if own { metrics.last_log_index } else { matched.map(|m| m.index) },
-                silent_millis: if own { Some(0) } else { heard.map(|h| h.elapsed().as_millis() as u64) },
-            }
-        };
-        metrics.membership_config.nodes().map(status).collect()
+        self.inner.members()
+    }
+
+    /// The members as the leader knows them.
+    pub async fn overview(&self) -> Overview {
+        overview::overview(&self.inner).await
+    }
+
+    /// How long this member has been without a majority, when that is too long to believe what
+    /// it thinks of the cluster.
+    pub fn cut_off(&self) -> Option<Duration> {
+        self.inner.cut_off()
     }
 
     /// Figures of this member.

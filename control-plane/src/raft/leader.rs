@@ -100,6 +100,12 @@ impl Inner {
         (silent >= self.tuning.election_max * CUT_OFF_ELECTIONS).then_some(silent)
     }
 
+    /// Where a client may find the leader; nothing while this member has lost the others, since
+    /// whom it holds for the leader, itself perhaps, is of yesterday.
+    pub(super) fn leader_hint(&self) -> Option<String> {
+        if self.cut_off().is_some() { None } else { self.leadership.borrow().leader_api_address.clone() }
+    }
+
     /// Refuses unless this member leads with a complete store, and others still follow.
     pub(super) fn must_lead(&self) -> Result<(), Status> {
         if let Some(silent) = self.cut_off() {

@@ -23,6 +23,9 @@ const SILENT: Duration = Duration::from_millis(1_500);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a handover may take: two elections.
 const HANDOVER: Duration = Duration::from_secs(3);
+/// How long one change waits for another: most take milliseconds, and whoever waits longer for a
+/// member that does not catch up is better told so.
+pub(super) const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
@@ -59,8 +62,14 @@ fn unknown(inner: &Inner, id: u64) -> MemberError {
     MemberError::Unknown { id, members: members.join(", ") }
 }
 
+/// Waits until no other change is under way.
+async fn turn(inner: &Inner) -> Result<tokio::sync::MutexGuard<'_, ()>, MemberError> {
+    let turn = tokio::time::timeout(WAIT_FOR_OTHERS, inner.changing.lock()).await;
+    turn.map_err(|_| MemberError::Busy(format!("it has not ended within {WAIT_FOR_OTHERS:?}")))
+}
+
 pub(super) async fn add(inner: &Inner, member: Member) -> Result<(), MemberError> {
-    let _one_at_a_time = inner.changing.lock().await;
+    let _one_at_a_time = turn(inner).await?;
     let members = known(inner);
     let same = |o: &Member| o.id == member.id && o.peer_address == member.peer_address && o.name == member.name;
     let clash =
@@ -111,7 +120,7 @@ async fn wait_caught_up(inner: &Inner, id: u64, peer_address: &str) -> Result<()
 }
 
 pub(super) async fn remove(inner: &Inner, id: u64) -> Result<(), MemberError> {
-    let _one_at_a_time = inner.changing.lock().await;
+    let _one_at_a_time = turn(inner).await?;
     if !known(inner).iter().any(|m| m.id == id) {
         return Err(unknown(inner, id));
     }
@@ -152,7 +161,7 @@ fn answers(inner: &Inner, id: u64) -> bool {
 }
 
 pub(super) async fn transfer(inner: &Inner, to: u64) -> Result<(), MemberError> {
-    let _one_at_a_time = inner.changing.lock().await;
+    let _one_at_a_time = turn(inner).await?;
     if !known(inner).iter().any(|m| m.id == to) {
         return Err(unknown(inner, to));
     }

@@ -21,6 +21,7 @@ mod log;
 mod machine;
 mod membership;
 mod network;
+mod overview;
 mod proposer;
 mod reads;
 mod server;
@@ -40,5 +41,6 @@ pub use server::{LeaderService, PeerServices, RaftService};
 pub use snapshots::{Draft, SnapshotFile, Snapshots, check_snapshot};
 pub use start::{Options, StartError, start};
 pub use types::{
-    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, ProposeError, RaftStats,
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, Overview, ProposeError,
+    RaftStats,
 };

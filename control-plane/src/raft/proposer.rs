@@ -197,7 +197,7 @@ fn expire(inner: &Inner, batch: Vec<Proposal>, started: Instant, reason: &str) -
             ProposeError::Unavailable {
                 waited_millis: started.elapsed().as_millis() as u64,
                 reason: reason.to_string(),
-                leader_api_address: inner.leadership.borrow().leader_api_address.clone(),
+                leader_api_address: inner.leader_hint(),
             }
         };
         proposal.answer(Err(error));

@@ -78,8 +78,17 @@ where
     F: Fn(Leadership) -> Fut,
     Fut: Future<Output = Result<T, Status>>,
 {
+    at_leader_within(inner, inner.tuning.deadline, call).await
+}
+
+/// The same with a deadline of its own, for what takes longer than a write.
+pub(super) async fn at_leader_within<T, F, Fut>(inner: &Inner, limit: Duration, call: F) -> Result<T, LeaderError>
+where
+    F: Fn(Leadership) -> Fut,
+    Fut: Future<Output = Result<T, Status>>,
+{
     let started = Instant::now();
-    let deadline = started + inner.tuning.deadline;
+    let deadline = started + limit;
     let mut leadership = inner.leadership.clone();
     let mut reason = "no leader is known".to_string();
     while Instant::now() < deadline {
@@ -109,6 +118,6 @@ where
     Err(LeaderError::Unavailable {
         waited_millis: started.elapsed().as_millis() as u64,
         reason,
-        leader_api_address: inner.leadership.borrow().leader_api_address.clone(),
+        leader_api_address: inner.leader_hint(),
     })
 }

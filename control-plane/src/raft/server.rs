@@ -13,8 +13,8 @@ use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::peer::leader_server::{Leader, LeaderServer};
 use trellis_proto::peer::raft_server::{Raft, RaftServer};
 use trellis_proto::peer::{
-    ChangeMembersReply, ChangeMembersRequest, ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply,
-    ReadIndexRequest, RenewLeaseReply, RenewLeaseRequest, ReportNetworkReply, ReportNetworkRequest,
+    ChangeMembersReply, ChangeMembersRequest, MembersRequest, ProposeReply, ProposeRequest, RaftMessage,
+    ReadIndexReply, ReadIndexRequest, RenewLeaseReply, RenewLeaseRequest, ReportNetworkReply, ReportNetworkRequest,
     change_members_request::Change,
 };
 
@@ -235,5 +235,10 @@ impl Leader for LeaderService {
             Err(MemberError::Leader(e)) => Err(wire::not_leader(e)),
             Err(e) => Err(wire::member_status(&e)),
         }
+    }
+    async fn members(&self, _: Request<MembersRequest>) -> Result<Response<RaftMessage>, Status> {
+        // Who still is the leader says so: one that was replaced unseen cannot pass this.
+        self.inner.read_index_as_leader().await?;
+        wire::message(&self.inner.members()).map(Response::new)
     }
 }

@@ -26,7 +26,7 @@ impl fmt::Display for Member {
 }
 
 /// A member and how it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// Who.
     pub member: Member,
@@ -38,6 +38,17 @@ pub struct MemberStatus {
     pub matched_index: Option<u64>,
     /// Milliseconds since the leader heard from it; only the leader knows.
     pub silent_millis: Option<u64>,
+}
+
+/// The members, as told by the leader; or by this member alone, when none is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overview {
+    /// All of them, learners too, by id.
+    pub members: Vec<MemberStatus>,
+    /// Who leads, confirmed by a majority during the call.
+    pub leader_id: Option<u64>,
+    /// Why this is one member's own view; `None`: it is the leader's.
+    pub note: Option<String>,
 }
 
 /// Who leads, as this member sees it.

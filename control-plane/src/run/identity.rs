@@ -2,13 +2,12 @@
 //! log loses the id with it, and is given another one, since Raft must never see a member
 //! forget what it has promised.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use trellis_proto::api::AddMemberRequest;
 use trellis_proto::client::Connection;
-use trellis_proto::node_config::write_private;
+use trellis_proto::file;
 use trellis_proto::tls::{ClientTls, TlsError};
 
 use super::RunError;
@@ -37,7 +36,7 @@ pub(super) struct Identity {
 /// other members, for as long as it takes.
 pub(super) async fn resolve(settings: &Settings) -> Result<Identity, RunError> {
     let path = settings.data_dir.join("member.json");
-    if let Some(known) = read(&path)? {
+    if let Some(known) = file::read(&path, VERSION)? {
         return Ok(known);
     }
     let me = settings.me()?;
@@ -48,24 +47,8 @@ pub(super) async fn resolve(settings: &Settings) -> Result<Identity, RunError> {
         let id = ask(settings).await?;
         Identity { version: VERSION, id, bootstrap: false }
     };
-    let bytes = serde_json::to_vec(&identity).unwrap_or_default();
-    write_private(&path, &bytes).map_err(|source| RunError::Record { path, source })?;
+    file::write_compact(&path, &identity)?;
     Ok(identity)
-}
-
-fn read(path: &PathBuf) -> Result<Option<Identity>, RunError> {
-    let record = |source| RunError::Record { path: path.clone(), source };
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(record(e)),
-    };
-    let read: Identity = serde_json::from_slice(&bytes).map_err(|e| record(e.into()))?;
-    if read.version > VERSION {
-        let newer = format!("format version {} is newer than {VERSION}", read.version);
-        return Err(record(std::io::Error::other(newer)));
-    }
-    Ok(Some(read))
 }
 
 /// A connection to the other members; `None` when there are none.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use trellis_proto::file::FileError;
 use trellis_proto::tls::{ClientTls, TlsError};
 
 use crate::api::cluster::{ClusterConfig, seed};
@@ -52,13 +53,8 @@ pub enum RunError {
     #[error(transparent)]
     Start(#[from] StartError),
     /// Its own record of its id.
-    #[error("{path}: {source}")]
-    Record {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Record(#[from] FileError),
     /// A port or socket.
     #[error("cannot listen on {at}: {source}")]
     Listen {

@@ -24,6 +24,7 @@ use crate::api::cluster::ClusterService;
 use crate::api::images::ImagesService;
 use crate::api::nodes::NodesService;
 use crate::api::ops::Ops;
+use crate::api::oversize::{MAX_REQUEST_BYTES, name_the_limit};
 use crate::api::pods::PodsService;
 use crate::api::resources::ResourcesService;
 use crate::api::session::{Limits, caller, forbidden, require_identity};
@@ -35,6 +36,8 @@ use crate::raft::{Consensus, PeerServices};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
 /// … and has this long to answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often a member asks itself whether it has lost the others.
+const LOOK_AT_HEALTH: Duration = Duration::from_millis(500);
 /// Streams of one connection: all calls and watches of a client, and then some.
 const STREAMS: u32 = 4_096;
 /// Flow-control windows: a stream of Pods must not wait for the peer every 64 KiB.
@@ -61,7 +64,8 @@ async fn open(at: &Listen, settings: &Settings, auth: ClientAuth) -> Result<Inco
 
 fn serve(routes: Routes, incoming: Incoming, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
     let stop = stop.clone().cancelled_owned();
-    let serving = server().add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
+    let naming = tower::util::MapResponseLayer::new(name_the_limit);
+    let serving = server().layer(naming).add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
     tasks.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "a server ended");
@@ -111,6 +115,25 @@ pub(super) async fn serve_api(
     Ok(())
 }
 
+/// Without a leader, or cut off from the others, this member answers stale reads only.
+async fn tell_health(health: tonic_health::server::HealthReporter, consensus: Consensus, stop: CancellationToken) {
+    let mut leadership = consensus.leadership();
+    loop {
+        let led = leadership.borrow_and_update().leader_id.is_some();
+        if led && consensus.cut_off().is_none() {
+            health.set_serving::<ResourcesServer<ResourcesService>>().await;
+        } else {
+            health.set_not_serving::<ResourcesServer<ResourcesService>>().await;
+        }
+        tokio::select! {
+            changed = leadership.changed() => if changed.is_err() { return },
+            // Nobody tells a member that it is cut off.
+            () = tokio::time::sleep(LOOK_AT_HEALTH) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 fn api_routes(
     settings: &Settings,
     consensus: &Consensus,
@@ -128,23 +151,10 @@ fn api_routes(
         .build_v1()
         .map_err(|e| RunError::Reflection(e.to_string()))?;
     let (health, health_service) = tonic_health::server::health_reporter();
-    let (mut leadership, ended) = (consensus.leadership(), stop.clone());
-    tasks.spawn(async move {
-        loop {
-            // Without a leader this member answers stale reads only.
-            if leadership.borrow_and_update().leader_id.is_some() {
-                health.set_serving::<ResourcesServer<ResourcesService>>().await;
-            } else {
-                health.set_not_serving::<ResourcesServer<ResourcesService>>().await;
-            }
-            tokio::select! {
-                changed = leadership.changed() => if changed.is_err() { return },
-                () = ended.cancelled() => return,
-            }
-        }
-    });
+    tasks.spawn(tell_health(health, consensus.clone(), stop.clone()));
     let resources = ResourcesService::new(ops.clone(), limits.clone());
-    Ok(Routes::new(ResourcesServer::new(resources))
+    let resources = ResourcesServer::new(resources).max_decoding_message_size(MAX_REQUEST_BYTES);
+    Ok(Routes::new(resources)
         .add_service(ClusterServer::new(cluster))
         .add_service(NodesServer::new(NodesService::new(consensus.clone(), limits.clone())))
         .add_service(PodsServer::new(PodsService::new(agents.clone(), limits.clone())))

@@ -1,18 +1,18 @@
 //! What a member sees to beside serving: its certificate, node.json, and being a member.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use trellis_proto::node_config::{MemberAddress, write_private};
-use trellis_proto::pki::{self, Profile};
+use tonic::Code;
+use trellis_proto::identity::Identity;
+use trellis_proto::node_config::MemberAddress;
+use trellis_proto::renewal::{self, Files};
 
 use super::identity::{others, request};
-use crate::api::cluster::authority;
+use crate::api::cluster::{ClusterConfig, authority};
 use crate::api::ops::Ops;
 use crate::config::Settings;
 use crate::raft::Consensus;
 
-/// How often the certificate's age is looked at.
-const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(3_600);
 /// How often node.json is compared with the membership.
 const LOOK_AT_MEMBERS: Duration = Duration::from_secs(2);
 /// A member that is not in the membership asks again after this long.
@@ -20,35 +20,19 @@ const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// How long asking may take.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Signs this member's certificate anew at two thirds of its life. Members hold the CA's key,
-/// so nobody is asked; the private key stays.
+/// Signs this member's certificate anew when it is due. Members hold the CA's key, so nobody is
+/// asked.
 pub(super) async fn renew_certificate(settings: &Settings, ops: &Ops) {
-    loop {
-        if let Err(error) = renew_if_due(settings, ops) {
-            tracing::warn!(error, "this member's certificate was not renewed");
-        }
-        tokio::time::sleep(LOOK_AT_CERTIFICATE).await;
-    }
-}
-
-fn renew_if_due(settings: &Settings, ops: &Ops) -> Result<(), String> {
-    let pki_dir = settings.config_dir.join("pki");
-    let (crt, key) = (pki_dir.join("member.crt"), pki_dir.join("member.key"));
-    let read = |path: &std::path::Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
-    let now_used = read(&crt)?;
-    let due = pki::renew_at(&now_used).map_err(|e| e.to_string())?;
-    if SystemTime::now() < due {
-        return Ok(());
-    }
-    let profile = Profile::Member(settings.node.node_name.clone());
-    let key = zeroize::Zeroizing::new(read(&key)?);
-    let csr = pki::request_with(&profile, &key).map_err(|e| e.to_string())?;
-    let ca = authority(ops, &settings.credentials).map_err(|e| e.to_string())?;
-    let signed = ca.sign(&csr, &profile).map_err(|e| e.to_string())?;
-    write_private(&crt, signed.as_bytes()).map_err(|e| format!("{}: {e}", crt.display()))?;
-    settings.credentials.reload().map_err(|e| e.to_string())?;
-    tracing::info!("renewed this member's certificate");
-    Ok(())
+    let identity = Identity::Member(settings.node.node_name.clone());
+    let files = Files::new(&settings.config_dir.join("pki"), "member");
+    let sign = |csr: String| {
+        let signed = authority(ops, &settings.credentials).map_err(|e| e.to_string()).and_then(|ca| {
+            let lifetime = ClusterConfig::certificate_lifetime(ops.store());
+            ca.sign(&csr, &identity, lifetime).map_err(|e| e.to_string())
+        });
+        std::future::ready(signed)
+    };
+    renewal::keep_valid(identity.clone(), settings.credentials.clone(), files, sign).await;
 }
 
 /// Writes the membership into node.json, where the machine's other daemons find it when they
@@ -85,8 +69,9 @@ pub(super) async fn keep_node_json(settings: &Settings, consensus: &Consensus) {
     }
 }
 
-/// Asks the others again while this member is not among the voters: whoever was to add it may
-/// have died. A member that was removed for good is refused, and stays quiet.
+/// Asks the others again while this member is not among the voters, or has lost the others: whoever
+/// was to add it may have died, or it was removed and nobody could tell it. A member that was
+/// removed for good says so once, and what to do, and goes on refusing its clients.
 pub(super) async fn stay_a_member(settings: &Settings, consensus: &Consensus) {
     let connection = match others(settings) {
         Ok(Some(connection)) => connection,
@@ -96,10 +81,13 @@ pub(super) async fn stay_a_member(settings: &Settings, consensus: &Consensus) {
             return;
         }
     };
+    let mut said = false;
     loop {
         tokio::time::sleep(ASK_AGAIN).await;
         let id = consensus.id();
-        if consensus.members().iter().any(|m| m.member.id == id && m.voter) {
+        let votes = consensus.members().iter().any(|m| m.member.id == id && m.voter);
+        if votes && consensus.cut_off().is_none() {
+            said = false;
             continue;
         }
         let request = request(settings, false);
@@ -115,7 +103,24 @@ pub(super) async fn stay_a_member(settings: &Settings, consensus: &Consensus) {
                 tracing::error!(id, now, "another machine is this member now: stop this one");
             }
             Ok(_) => tracing::info!("asked again to be added"),
+            Err(refused) if refused.code() == Code::FailedPrecondition => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::error!(why = refused.message(), "{}", removed_text(settings));
+                }
+            }
             Err(refused) => tracing::info!(why = refused.message(), "not a member"),
         }
     }
+}
+
+/// What a person does about a member that was removed.
+fn removed_text(settings: &Settings) -> String {
+    format!(
+        "this machine was removed from the control plane of cluster {:?}: it serves no reads or writes any more. Stop \
+         trellis-control-plane here. To bring the machine back as a member, empty {} and {}, and run `trellis cluster \
+         join --control-plane` with a new token",
+        settings.node.cluster_name,
+        settings.data_dir.display(),
+        settings.config_dir.display()
+    )
 }

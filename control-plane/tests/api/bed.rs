@@ -14,8 +14,9 @@ use trellis_control_plane::config::{Args, LogFormat, Settings};
 use trellis_control_plane::run::{Running, start};
 use trellis_proto::api;
 use trellis_proto::client::Connection;
+use trellis_proto::identity::Identity;
 use trellis_proto::node_config::{MemberAddress, NodeConfig, Role, VERSION, write_private};
-use trellis_proto::pki::{self, CertificateAuthority, Key, Profile};
+use trellis_proto::pki::{self, CertificateAuthority, Key};
 use trellis_proto::tls::{ClientTls, Credentials, install_crypto};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -82,7 +83,7 @@ impl Bed {
             api_address: format!("127.0.0.1:{api}"),
             peer_address: format!("127.0.0.1:{peer}"),
         };
-        let issued = ca.issue(&Profile::Member("n1".into())).unwrap();
+        let issued = ca.issue(&Identity::Member("n1".into())).unwrap();
         let bootstrap = json!({"version": 1, "cluster_name": "test", "pod_cidr": "10.244.0.0/16",
             "node_prefix": 24, "service_cidr": "10.96.0.0/16",
             "ca_key_sealed": pki::base64(&ca.seal_key(&kek))});
@@ -130,16 +131,16 @@ impl Bed {
         Connection::new(vec![self.endpoint()], ClientTls::to_member(credentials).unwrap())
     }
 
-    pub fn client(&self, profile: &Profile) -> Connection {
+    pub fn client(&self, profile: &Identity) -> Connection {
         self.connect(&credentials(&self.ca, profile))
     }
 
     pub fn admin(&self) -> Connection {
-        self.client(&Profile::Admin)
+        self.client(&Identity::admin())
     }
 }
 
-pub fn credentials(ca: &CertificateAuthority, profile: &Profile) -> Arc<Credentials> {
+pub fn credentials(ca: &CertificateAuthority, profile: &Identity) -> Arc<Credentials> {
     let issued = ca.issue(profile).unwrap();
     Credentials::from_pem(ca.certificate_pem(), &issued.pem, &issued.key_pem).unwrap()
 }

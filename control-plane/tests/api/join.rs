@@ -3,7 +3,8 @@
 use tonic::{Code, Status};
 use trellis_proto::api;
 use trellis_proto::client::Connection;
-use trellis_proto::pki::{self, Profile};
+use trellis_proto::identity::Identity;
+use trellis_proto::pki;
 use trellis_proto::tls::{ClientTls, Credentials};
 
 use crate::bed::*;
@@ -20,8 +21,8 @@ fn newcomer(bed: &Bed, token: &str) -> Connection {
 }
 
 fn asking(node: &str, token: &str) -> (api::JoinRequest, pki::KeyAnd) {
-    let agent = pki::request(&Profile::Agent(node.into())).unwrap();
-    let netd = pki::request(&Profile::Netd(node.into())).unwrap();
+    let agent = pki::request(&Identity::Agent(node.into())).unwrap();
+    let netd = pki::request(&Identity::Netd(node.into())).unwrap();
     let request = api::JoinRequest {
         token: token.into(),
         node_name: node.into(),
@@ -54,9 +55,12 @@ async fn a_token_is_redeemed_for_certificates_that_work_once() {
     // The same machine whose answer was lost is answered again; anybody else is refused.
     join(&bed, &request).await.unwrap();
     let (replayed, _) = asking("w2", &text);
+    let logged = crate::log::mark();
     let refused = join(&bed, &replayed).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(refused.message().contains("was used already"), "{refused}");
+    let text = crate::log::since(logged);
+    assert!(text.contains("refused to join") && text.contains("was used already") && text.contains("w2"), "{text}");
     let (same_name, _) = asking("w1", &text);
     assert_eq!(code(join(&bed, &same_name).await), Code::Unauthenticated);
 }
@@ -66,10 +70,19 @@ async fn expired_wrong_and_misused_tokens_are_refused() {
     let bed = Bed::start().await;
     // Expired: true within a second.
     let short = token(&bed, 1, false).await;
+    let logged = crate::log::mark();
+    eventually("the token expires", || async {
+        // A name that is refused later than the token: until it expires, nothing is used up.
+        let mut request = asking("w1", &short).0;
+        request.node_name = "Not_A_Name".into();
+        join(&bed, &request).await.unwrap_err().message().contains("has expired")
+    })
+    .await;
     let (request, _) = asking("w1", &short);
-    tokio::time::sleep(std::time::Duration::from_millis(1_050)).await;
     let refused = join(&bed, &request).await.unwrap_err();
     assert!(refused.message().contains("has expired"), "{refused}");
+    let text = crate::log::since(logged);
+    assert!(text.contains("refused to join") && text.contains("has expired"), "{text}");
     // A wrong secret.
     let good = token(&bed, 600, false).await;
     let parts: Vec<&str> = good.split('.').collect();
@@ -82,14 +95,14 @@ async fn expired_wrong_and_misused_tokens_are_refused() {
     assert!(join(&bed, &request).await.is_err());
     // A worker's token does not make members.
     let (mut request, _) = asking("w1", &good);
-    request.member_csr = pki::request(&Profile::Member("w1".into())).unwrap().pem;
+    request.member_csr = pki::request(&Identity::Member("w1".into())).unwrap().pem;
     request.api_address = "127.0.0.1:1".into();
     request.peer_address = "127.0.0.1:2".into();
     let refused = join(&bed, &request).await.unwrap_err();
     assert!(refused.message().contains("does not admit control-plane members"), "{refused}");
     // A request for somebody else's identity costs nothing but the attempt.
     let (mut request, _) = asking("w1", &good);
-    request.agent_csr = pki::request(&Profile::Agent("w9".into())).unwrap().pem;
+    request.agent_csr = pki::request(&Identity::Agent("w9".into())).unwrap().pem;
     assert_eq!(code(join(&bed, &request).await), Code::InvalidArgument);
     let (mut request, _) = asking("Not_A_Name", &good);
     request.netd_csr.clear();

@@ -3,6 +3,7 @@
 
 mod bed;
 mod join;
+mod log;
 mod members;
 mod objects;
 mod secrets;

@@ -5,8 +5,9 @@ use trellis_control_plane::config::Settings;
 use trellis_control_plane::run::{Running, start};
 use trellis_proto::api;
 use trellis_proto::client::Connection;
+use trellis_proto::identity::Identity;
 use trellis_proto::node_config::MemberAddress;
-use trellis_proto::pki::{self, Profile};
+use trellis_proto::pki;
 use trellis_proto::tls::ClientTls;
 
 use crate::bed::*;
@@ -16,7 +17,7 @@ async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
     let request = api::CreateTokenRequest { ttl_seconds: 600, control_plane: true };
     let token = bed.admin().cluster().create_token(request).await.unwrap().into_inner().token;
     let [api, peer] = free_ports();
-    let asked = pki::request(&Profile::Member(name.into())).unwrap();
+    let asked = pki::request(&Identity::Member(name.into())).unwrap();
     let request = api::JoinRequest {
         token: token.clone(),
         node_name: name.into(),
@@ -78,7 +79,7 @@ async fn members_join_lose_their_log_come_back_and_leave() {
     until_voters(&bed, &[(1, "n1"), (2, "n2"), (3, "n3")]).await;
     // A new member serves reads and writes itself, and node.json on the first follows.
     let me = Settings::load(&args(two.path())).unwrap().me().unwrap().clone();
-    let tls = ClientTls::to_member(&credentials(&bed.ca, &Profile::Admin)).unwrap();
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
     let through = Connection::new(vec![format!("https://{}", me.api_address)], tls);
     get(&through, "", "Pod", "default", "a").await.unwrap();
     create(&through, "Pod", &pod("b")).await.unwrap();
@@ -88,7 +89,7 @@ async fn members_join_lose_their_log_come_back_and_leave() {
     })
     .await;
     // A member asks to be added for itself alone.
-    let other = bed.client(&Profile::Member("n9".into()));
+    let other = bed.client(&Identity::Member("n9".into()));
     let add = api::AddMemberRequest { name: "n2".into(), ..Default::default() };
     assert_eq!(code(other.cluster().add_member(add).await), tonic::Code::PermissionDenied);
     // Whoever loses its log comes back by itself, under an id that no log was written under.
@@ -96,10 +97,28 @@ async fn members_join_lose_their_log_come_back_and_leave() {
     std::fs::remove_dir_all(three.path().join("data")).unwrap();
     let third = run(three.path()).await;
     until_voters(&bed, &[(1, "n1"), (2, "n2"), (4, "n3")]).await;
-    // Removed, the name may join anew.
-    let remove = api::RemoveMemberRequest { member: "n3".into() };
-    bed.admin().cluster().remove_member(remove).await.unwrap();
+    // Added by hand although it is one: said so, and nothing changed; with other addresses: refused.
+    let told = add_by_hand(&bed, "n3", "").await.unwrap();
+    assert!(told.unchanged && told.your_id == 4 && told.members.len() == 3, "{told:?}");
+    let refused = add_by_hand(&bed, "n3", "127.0.0.1:9").await.unwrap_err();
+    assert!(refused.message().contains("is a member already"), "{refused}");
+    let refused = add_by_hand(&bed, "n7", "").await.unwrap_err();
+    assert!(refused.message().contains("no machine has joined as control-plane member \"n7\""), "{refused}");
+    // Removed through itself, it cannot hear of it; the name may join anew.
+    let me = Settings::load(&args(three.path())).unwrap().me().unwrap().clone();
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
+    let itself = Connection::new(vec![format!("https://{}", me.api_address)], tls);
+    let mut itself = itself.cluster();
+    let removal = itself.remove_member(api::RemoveMemberRequest { member: "n3".into() });
+    let left = tokio::time::timeout(std::time::Duration::from_secs(15), removal).await.unwrap().unwrap().into_inner();
+    assert_eq!(left.members.iter().map(|m| m.id).collect::<Vec<_>>(), [1, 2]);
     until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
+    let refused = remove(&bed, "n3").await.unwrap_err();
+    assert!(refused.message().contains("there is no member \"n3\": members are n1, n2"), "{refused}");
+    // Asking again, as its daemon does, does not bring it back.
+    let back = bed.client(&Identity::Member("n3".into()));
+    let add = api::AddMemberRequest { name: "n3".into(), ..Default::default() };
+    assert_eq!(code(back.cluster().add_member(add).await), tonic::Code::FailedPrecondition);
     third.shutdown().await;
     let again = tempfile::tempdir().unwrap();
     assert_eq!(joined(&bed, again.path(), "n3").await, 5);
@@ -107,5 +126,34 @@ async fn members_join_lose_their_log_come_back_and_leave() {
     let transfer = api::TransferLeaderRequest { member: "n2".into() };
     bed.admin().cluster().transfer_leader(transfer).await.unwrap();
     eventually("n2 leads", || async { second.consensus.leadership().borrow().is_leader }).await;
+    // Two at a time: n2, which leads, is removed while it is told to hand over. Whichever comes
+    // first, n1 is left, and the last one stays.
+    let (removed, _) = tokio::join!(remove(&bed, "n2"), async {
+        bed.admin().cluster().transfer_leader(api::TransferLeaderRequest { member: "n1".into() }).await
+    });
+    removed.unwrap();
+    until_voters(&bed, &[(1, "n1")]).await;
+    let refused = remove(&bed, "n1").await.unwrap_err();
+    assert!(refused.message().contains("is the last voter"), "{refused}");
+    // What was refused left no trace: it is a member still, by name too.
+    let told = add_by_hand(&bed, "n1", "").await.unwrap();
+    assert!(told.unchanged && told.leader_id == 1, "{told:?}");
+    assert!(
+        bed.running.as_ref().unwrap().ops.store().sys_get(&trellis_control_plane::api::names::member("n1")).is_some()
+    );
     second.shutdown().await;
+}
+
+async fn add_by_hand(bed: &Bed, name: &str, peer_address: &str) -> Result<api::MembersReply, tonic::Status> {
+    let request = api::AddMemberRequest {
+        name: name.into(),
+        peer_address: peer_address.into(),
+        ..api::AddMemberRequest::default()
+    };
+    bed.admin().cluster().add_member(request).await.map(tonic::Response::into_inner)
+}
+
+async fn remove(bed: &Bed, name: &str) -> Result<api::MembersReply, tonic::Status> {
+    let request = api::RemoveMemberRequest { member: name.into() };
+    bed.admin().cluster().remove_member(request).await.map(tonic::Response::into_inner)
 }

@@ -158,3 +158,67 @@ async fn a_node_gets_its_part_of_the_pod_network_in_the_first_term() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_is_told_the_objects_limit() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let map = |bytes: usize| {
+        let mut map = config("big");
+        map["data"]["k"] = "x".repeat(bytes).into();
+        map
+    };
+    create(&admin, "ConfigMap", &config("big")).await.unwrap();
+    let target = || key("", "ConfigMap", "default", "big");
+    // 2 MiB would pass the transport's own limit, 5 MiB would not, 9 MiB passes none.
+    for (mebibytes, limit) in [(2, "the limit is 1572864"), (5, "the limit is 1572864"), (9, "may have 1572864")] {
+        let json: bytes::Bytes = map(mebibytes << 20).to_string().into();
+        let patch: bytes::Bytes = json!({"data": {"k": "x".repeat(mebibytes << 20)}}).to_string().into();
+        let mut client = admin.resources();
+        let created = api::CreateRequest { key: target(), json: json.clone(), ..Default::default() };
+        let applied = api::ApplyRequest { key: target(), json: json.clone(), ..Default::default() };
+        let updated = api::UpdateRequest { key: target(), json, ..Default::default() };
+        let patched = api::PatchRequest { key: target(), merge_patch: patch, ..Default::default() };
+        let refusals = [
+            ("create", client.create(created).await.unwrap_err()),
+            ("apply", client.apply(applied).await.unwrap_err()),
+            ("update", client.update(updated).await.unwrap_err()),
+            ("patch", client.patch(patched).await.unwrap_err()),
+        ];
+        for (verb, refused) in refusals {
+            assert_eq!(refused.code(), Code::ResourceExhausted, "{verb} of {mebibytes} MiB: {refused}");
+            assert!(refused.message().contains(limit), "{verb} of {mebibytes} MiB: {refused}");
+        }
+    }
+    // Under its own limit an object may be larger than a ConfigMap's data, which is told as such.
+    let update = api::UpdateRequest { key: target(), json: map(1_200_000).to_string().into(), ..Default::default() };
+    let refused = admin.resources().update(update).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("1048576"), "{refused}");
+    let update = api::UpdateRequest { key: target(), json: map(1_000_000).to_string().into(), ..Default::default() };
+    admin.resources().update(update).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_is_warned_about_for_what_it_says_itself() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let mut object = pod("a");
+    object["spec"]["runtimeClassName"] = "other".into();
+    let request =
+        api::CreateRequest { key: key("", "Pod", "", ""), json: object.to_string().into(), ..Default::default() };
+    let told = admin.resources().create(request).await.unwrap().into_inner().warnings;
+    assert!(told.iter().any(|w| w.contains("spec.runtimeClassName")), "the control: {told:?}");
+    let patch = async |patch: serde_json::Value| {
+        let request = api::PatchRequest {
+            key: key("", "Pod", "default", "a"),
+            merge_patch: patch.to_string().into(),
+            ..Default::default()
+        };
+        admin.resources().patch(request).await.unwrap().into_inner().warnings
+    };
+    assert_eq!(patch(json!({"metadata": {"labels": {"x": "y"}}})).await, Vec::<String>::new());
+    let told = patch(json!({"metadata": {"colour": "red"}})).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("metadata.colour"), "{told:?}");
+}

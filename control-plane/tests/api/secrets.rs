@@ -60,6 +60,26 @@ async fn a_secret_is_nowhere_on_the_disk() {
         }
     };
     check(&bed.data());
+    // In the snapshot too, and in what the state machine holds.
+    let running = bed.running.as_ref().unwrap();
+    running.consensus.snapshot().await.unwrap();
+    let snapshots = bed.data().join("raft").join("snapshots");
+    eventually("a snapshot holds the ConfigMap", || async {
+        snapshots.is_dir()
+            && std::fs::read_dir(&snapshots).unwrap().next().is_some()
+            && !found(&snapshots, "canary-of-the-config").is_empty()
+    })
+    .await;
+    check(&snapshots);
+    let held = |kind: &str, name: &str| {
+        let key = trellis_control_plane::store::Key::new("", kind, "default", name);
+        String::from_utf8_lossy(&running.ops.store().get(&key).unwrap().object.json).into_owned()
+    };
+    assert!(held("ConfigMap", "c").contains("canary-of-the-config"));
+    for name in ["s", "t"] {
+        let text = held("Secret", name);
+        assert!(!text.contains("canary") && !text.contains("Y2FuYXJ5"), "{text}");
+    }
     assert_eq!(get(&admin, "", "Secret", "default", "s").await.unwrap()["data"]["k"], "Y2FuYXJ5LW9mLXRoZS1zZWNyZXQ=");
     bed.stop().await;
     check(&bed.data());

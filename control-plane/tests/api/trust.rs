@@ -6,8 +6,11 @@ use serde_json::json;
 use tonic::{Code, Status};
 use trellis_proto::api;
 use trellis_proto::client::Connection;
+use trellis_proto::identity::Identity;
+use trellis_proto::node_config::write_private;
 use trellis_proto::peer;
-use trellis_proto::pki::{CertificateAuthority, Profile};
+use trellis_proto::pki::CertificateAuthority;
+use trellis_proto::renewal;
 use trellis_proto::tls::{ClientTls, Credentials};
 
 use crate::bed::*;
@@ -55,17 +58,17 @@ async fn another_ca_and_an_expired_certificate_are_refused() {
     let bed = Bed::start().await;
     // A certificate of another CA; the server itself is believed, so that only ours is at fault.
     let other = CertificateAuthority::create("other").unwrap();
-    let issued = other.issue(&Profile::Admin).unwrap();
+    let issued = other.issue(&Identity::admin()).unwrap();
     let ours = bed.ca.certificate_pem();
     let stranger = Credentials::from_pem(ours, &issued.pem, &issued.key_pem).unwrap();
     let refused = list(&bed.connect(&stranger), "", "Pod", FULL).await;
     assert!(refused.is_err(), "{refused:?}");
-    let expired = bed.ca.issue_until(&Profile::Admin, SystemTime::now() - Duration::from_secs(60)).unwrap();
+    let expired = bed.ca.issue_until(&Identity::admin(), SystemTime::now() - Duration::from_secs(60)).unwrap();
     let late = Credentials::from_pem(ours, &expired.pem, &expired.key_pem).unwrap();
     let refused = list(&bed.connect(&late), "", "Pod", FULL).await;
     assert!(refused.is_err(), "{refused:?}");
     // Whoever trusts another CA does not talk to this server.
-    let elsewhere = credentials(&other, &Profile::Admin);
+    let elsewhere = credentials(&other, &Identity::admin());
     assert!(list(&bed.connect(&elsewhere), "", "Pod", FULL).await.is_err());
     assert!(list(&bed.admin(), "", "Pod", FULL).await.is_ok());
 }
@@ -73,7 +76,7 @@ async fn another_ca_and_an_expired_certificate_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agents_key_does_not_reach_further_than_its_node() {
     let bed = Bed::start().await;
-    let (admin, agent) = (bed.admin(), bed.client(&Profile::Agent("n1".into())));
+    let (admin, agent) = (bed.admin(), bed.client(&Identity::Agent("n1".into())));
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
         "data": {"k": "dg=="}});
     create(&admin, "Secret", &secret).await.unwrap();
@@ -113,7 +116,7 @@ async fn an_agents_key_does_not_reach_further_than_its_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_netds_key_reads_the_network_and_no_more() {
     let bed = Bed::start().await;
-    let (admin, netd) = (bed.admin(), bed.client(&Profile::Netd("n1".into())));
+    let (admin, netd) = (bed.admin(), bed.client(&Identity::Netd("n1".into())));
     create(&admin, "Pod", &pod("a")).await.unwrap();
     assert_eq!(list(&netd, "", "Pod", api::Projection::Network).await.unwrap(), 1);
     assert_eq!(list(&netd, "", "Node", FULL).await.unwrap(), 0);
@@ -156,7 +159,7 @@ async fn no_cluster_rights(client: &Connection) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_peer_port_is_for_members() {
     let bed = Bed::start().await;
-    let ask = |profile: Profile| {
+    let ask = |profile: Identity| {
         let tls = ClientTls::to_member(&credentials(&bed.ca, &profile)).unwrap();
         let address = format!("https://{}", bed.member.peer_address);
         async move {
@@ -165,23 +168,48 @@ async fn the_peer_port_is_for_members() {
             client.read_index(peer::ReadIndexRequest {}).await
         }
     };
-    for profile in [Profile::Agent("n1".into()), Profile::Netd("n1".into()), Profile::Admin] {
+    for profile in [Identity::Agent("n1".into()), Identity::Netd("n1".into()), Identity::admin()] {
         assert_eq!(code(ask(profile).await), Code::PermissionDenied);
     }
-    ask(Profile::Member("n2".into())).await.unwrap();
+    ask(Identity::Member("n2".into())).await.unwrap();
+    // Without a certificate of the cluster's CA the handshake fails already, and it is logged.
+    let other = CertificateAuthority::create("other").unwrap().issue(&Identity::Member("n2".into())).unwrap();
+    let stranger = Credentials::from_pem(bed.ca.certificate_pem(), &other.pem, &other.key_pem).unwrap();
+    let nobody = ClientTls::without_certificate(bed.ca.certificate_pem()).unwrap();
+    for (tls, said) in
+        [(ClientTls::to_member(&stranger).unwrap(), "invalid peer certificate"), (nobody, "no certificates")]
+    {
+        let logged = crate::log::mark();
+        let address = format!("https://{}", bed.member.peer_address);
+        let channel = trellis_proto::client::channel(&address, &tls).unwrap();
+        let mut client = peer::leader_client::LeaderClient::new(channel.clone());
+        client.read_index(peer::ReadIndexRequest {}).await.unwrap_err();
+        let mut raft = peer::raft_client::RaftClient::new(channel);
+        raft.vote(peer::RaftMessage::default()).await.unwrap_err();
+        eventually("the refusal is logged", || async {
+            let text = crate::log::since(logged);
+            text.contains("refused a connection: TLS handshake failed") && text.contains(said)
+        })
+        .await;
+    }
+    // A role's certificate that is good for the API is refused here, and that is logged too.
+    let logged = crate::log::mark();
+    ask(Identity::Agent("n1".into())).await.unwrap_err();
+    let text = crate::log::since(logged);
+    assert!(text.contains("refused") && text.contains("agent:n1"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_renewed_for_the_same_identity_alone() {
     let bed = Bed::start().await;
-    let agent = bed.client(&Profile::Agent("n1".into()));
-    let renew = |profile: &Profile| {
+    let agent = bed.client(&Identity::Agent("n1".into()));
+    let renew = |profile: &Identity| {
         let csr = trellis_proto::pki::request(profile).unwrap().pem;
         let mut client = agent.cluster();
         async move { client.renew_certificate(api::RenewCertificateRequest { csr }).await }
     };
-    renew(&Profile::Agent("n1".into())).await.unwrap();
-    for other in [Profile::Agent("n2".into()), Profile::Member("n1".into()), Profile::Admin] {
+    renew(&Identity::Agent("n1".into())).await.unwrap();
+    for other in [Identity::Agent("n2".into()), Identity::Member("n1".into()), Identity::admin()] {
         assert_eq!(code(renew(&other).await), Code::PermissionDenied, "{other:?}");
     }
 }
@@ -193,6 +221,60 @@ async fn the_unix_socket_asks_for_the_same_certificates() {
     let tls = ClientTls::without_certificate(bed.ca.certificate_pem()).unwrap();
     let nobody = Connection::new(vec![path.clone()], tls);
     assert_eq!(code(list(&nobody, "", "Pod", FULL).await), Code::Unauthenticated);
-    let tls = ClientTls::to_member(&credentials(&bed.ca, &Profile::Admin)).unwrap();
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
     assert_eq!(list(&Connection::new(vec![path], tls), "", "Pod", FULL).await.unwrap(), 0);
+}
+
+/// How long the certificates of these tests still live.
+const LEFT: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_renew_their_certificates_and_go_on_with_the_new_ones() {
+    let mut bed = Bed::start().await;
+    let pki = bed.dir.path().join("etc/pki");
+    let short = |name: &str, identity: &Identity| {
+        let made = bed.ca.issue_for(identity, LEFT).unwrap();
+        for (end, text) in [("crt", &made.pem), ("key", &*made.key_pem)] {
+            write_private(&pki.join(format!("{name}.{end}")), text.as_bytes()).unwrap();
+        }
+        Credentials::load(&pki, name).unwrap()
+    };
+    let (agent, netd) = (Identity::Agent("n1".into()), Identity::Netd("n1".into()));
+    let (agents, netds) = (short("agent", &agent), short("netd", &netd));
+    // The control: the same certificates with nobody who renews them.
+    let stale = Credentials::from_pem(
+        bed.ca.certificate_pem(),
+        &std::fs::read_to_string(pki.join("agent.crt")).unwrap(),
+        &std::fs::read_to_string(pki.join("agent.key")).unwrap(),
+    )
+    .unwrap();
+    short("member", &Identity::Member("n1".into()));
+    let before = ["agent", "netd", "member"].map(|name| std::fs::read(pki.join(format!("{name}.crt"))).unwrap());
+    bed.stop().await;
+    bed.run().await;
+    let ends = tokio::time::Instant::now() + LEFT + Duration::from_secs(2);
+    let connections = [bed.connect(&agents), bed.connect(&netds)];
+    for (identity, credentials, name, connection) in
+        [(agent, &agents, "agent", connections[0].clone()), (netd, &netds, "netd", connections[1].clone())]
+    {
+        let (credentials, files) = (credentials.clone(), renewal::Files::new(&pki, name));
+        tokio::spawn(async move {
+            renewal::keep_valid(identity, credentials, files, |csr| renewal::ask(&connection, csr)).await;
+        });
+    }
+    for (name, before) in ["agent", "netd", "member"].into_iter().zip(before) {
+        eventually(&format!("{name}'s certificate is renewed"), || async {
+            std::fs::read(pki.join(format!("{name}.crt"))).unwrap() != before
+        })
+        .await;
+    }
+    tokio::time::sleep_until(ends).await;
+    let status = |connection: Connection| async move { connection.cluster().status(api::StatusRequest {}).await };
+    status(bed.connect(&stale)).await.expect_err("the old certificate has ended");
+    // A new connection on either side is a new handshake.
+    for connection in connections {
+        connection.next_endpoint();
+        status(connection).await.unwrap();
+    }
+    status(bed.admin()).await.expect("and the member serves with its new one");
 }

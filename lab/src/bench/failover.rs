@@ -140,7 +140,7 @@ fn revive(bench: &Bench<'_>, node: &str) -> Result<()> {
     wait::until("all nodes Ready again", LIMIT, || {
         let ready: BTreeSet<String> = bench.api.ready_nodes().map_err(|e| e.to_string())?.into_iter().collect();
         let status = bench.api.status().map_err(|e| e.to_string())?;
-        let caught_up = status.members.iter().all(|m| m.reachable);
+        let caught_up = status.members.iter().all(|m| m.reachable());
         if ready == all && caught_up {
             Ok(())
         } else {

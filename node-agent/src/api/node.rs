@@ -19,6 +19,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(300);
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// After a failed write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// A report is read, changed and written: others come in between once or twice.
+const CONFLICTS_EXPECTED: u32 = 5;
 /// Addresses of a node's /24 without network, broadcast, gateway and a reserve for those that rest.
 const PODS_MAX: i64 = 200;
 /// Kept for the node itself (kubelet's hard eviction threshold).
@@ -97,15 +99,24 @@ impl NodeReporter {
     pub async fn run(mut self) {
         let mut written: Option<NodeStatus> = None;
         let mut last_write = tokio::time::Instant::now();
+        let mut lost = 0;
         loop {
             match self.report(written.as_ref(), last_write.elapsed() >= REPORT_EVERY).await {
                 Ok(Some(status)) => {
                     written = Some(status);
+                    lost = 0;
                     last_write = tokio::time::Instant::now();
                 }
                 Ok(None) => {}
+                // Taints, labels and addresses are others' to write, most of all while it joins.
+                Err(ApiError::Conflict(node)) if lost < CONFLICTS_EXPECTED => {
+                    lost += 1;
+                    tracing::debug!(node, "changed meanwhile: reporting on what it is now");
+                    continue;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot report this Node: trying again");
+                    lost = 0;
                     tokio::time::sleep(RETRY_EVERY).await;
                     continue;
                 }

@@ -19,7 +19,8 @@ use std::{
 use tonic::transport::{Channel, Endpoint, Uri};
 use trellis_proto::{
     api::{ImportRequest, images_client::ImagesClient},
-    pki::{CertificateAuthority, KeyAnd, Profile},
+    identity::Identity,
+    pki::{CertificateAuthority, KeyAnd},
     tls::Credentials,
 };
 use trellis_sandbox::{
@@ -59,8 +60,8 @@ impl Node {
         trellis_proto::tls::install_crypto();
         let dir = tempfile::tempdir().unwrap();
         let ca = CertificateAuthority::create("test").unwrap();
-        let member = ca.issue(&Profile::Member("m1".into())).unwrap();
-        let agent = ca.issue(&Profile::Agent("n1".into())).unwrap();
+        let member = ca.issue(&Identity::Member("m1".into())).unwrap();
+        let agent = ca.issue(&Identity::Agent("n1".into())).unwrap();
         let pki = dir.path().join("etc/pki");
         fs::create_dir_all(&pki).unwrap();
         fs::write(pki.join("ca.crt"), ca.certificate_pem()).unwrap();

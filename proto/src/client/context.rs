@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Connection;
 use crate::{
-    node_config::write_private,
+    file::{self, FileError},
     tls::{ClientTls, Credentials, TlsError},
 };
 
@@ -58,30 +58,9 @@ impl Default for Contexts {
 /// Why a context cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// Reading or writing failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not the JSON it should be.
-    #[error("{path}: {source}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// Written by a newer release.
-    #[error("{path}: format version {found} is newer than {VERSION}: install a newer release")]
-    TooNew {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// No such name.
     #[error("context {name:?} is not in {path} (it has: {known}): see `trellis config get-contexts`")]
     Unknown {
@@ -126,24 +105,12 @@ impl Contexts {
 
     /// Reads the file; one that does not exist holds no contexts.
     pub fn load(path: &Path) -> Result<Self, ContextError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ContextError::Io { path: path.to_owned(), source }),
-        };
-        let all: Self =
-            serde_json::from_slice(&bytes).map_err(|source| ContextError::Parse { path: path.to_owned(), source })?;
-        if all.version > VERSION {
-            return Err(ContextError::TooNew { path: path.to_owned(), found: all.version });
-        }
-        Ok(all)
+        Ok(file::read(path, VERSION)?.unwrap_or_default())
     }
 
     /// Writes the file atomically, readable by its owner only: it holds keys.
     pub fn store(&self, path: &Path) -> Result<(), ContextError> {
-        let json =
-            serde_json::to_vec_pretty(self).map_err(|source| ContextError::Parse { path: path.to_owned(), source })?;
-        write_private(path, &json).map_err(|source| ContextError::Io { path: path.to_owned(), source })
+        Ok(file::write(path, self)?)
     }
 
     /// The named context, or the current one.

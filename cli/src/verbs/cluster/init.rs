@@ -3,17 +3,19 @@
 //! node.json is written last: the daemons wait for it, so that they never see a half-made folder.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde_json::json;
 use trellis_proto::client::{ClusterContext, Contexts};
+use trellis_proto::identity::Identity;
 use trellis_proto::node_config::{MemberAddress, NodeConfig, VERSION};
-use trellis_proto::pki::{CertificateAuthority, Key, Profile, base64};
+use trellis_proto::pki::{CertificateAuthority, Key, base64};
 
 use super::{Machine, api_address, peer_address, roles, write};
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::output;
+use crate::output::{self, columns};
 
 /// Arguments of `cluster init`.
 #[derive(clap::Args, Debug, Clone)]
@@ -32,6 +34,9 @@ pub struct Args {
     /// Addresses of Services
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: IpNetwork,
+    /// How long certificates live; daemons renew theirs at two thirds of it
+    #[arg(long, value_parser = columns::seconds, default_value = "365d", value_name = "DURATION")]
+    certificate_lifetime: u64,
     /// What runs here (repeatable) [default: both]
     #[arg(long, value_parser = ["control-plane", "worker"])]
     role: Vec<String>,
@@ -49,6 +54,9 @@ impl Args {
         name.clone_into(&mut self.name);
     }
 }
+
+/// A handshake or two must fit into the shortest; the CA ends after the longest.
+const LIFETIME_SECONDS: std::ops::RangeInclusive<u64> = 10..=10 * 365 * 86_400;
 
 /// Makes the cluster, once.
 pub fn run(global: &Global, args: &Args) -> Result<(), CliError> {
@@ -111,6 +119,13 @@ fn check(args: &Args) -> Result<(), CliError> {
     if let Some(why) = why {
         return Err(CliError::Usage(format!("--name {:?}: {why}", args.name)));
     }
+    let lifetime = args.certificate_lifetime;
+    if !LIFETIME_SECONDS.contains(&lifetime) {
+        return Err(CliError::Usage(format!(
+            "--certificate-lifetime: {lifetime} s is not between {} s and ten years, the CA's own life",
+            LIFETIME_SECONDS.start()
+        )));
+    }
     let (pods, services) = (args.pod_cidr, args.service_cidr);
     let most = if pods.is_ipv4() { 30 } else { 126 };
     if args.node_prefix < pods.prefix() || args.node_prefix > most {
@@ -131,12 +146,13 @@ fn secrets(args: &Args, ca: &CertificateAuthority, node: &str) -> Result<(), Cli
     let dir = &args.machine.config_dir;
     let kek = Key::generate();
     write(dir, "pki/ca.crt", ca.certificate_pem().as_bytes())?;
-    for (name, profile) in [
-        ("member", Profile::Member(node.to_owned())),
-        ("agent", Profile::Agent(node.to_owned())),
-        ("netd", Profile::Netd(node.to_owned())),
+    let lifetime = Duration::from_secs(args.certificate_lifetime);
+    for (name, identity) in [
+        ("member", Identity::Member(node.to_owned())),
+        ("agent", Identity::Agent(node.to_owned())),
+        ("netd", Identity::Netd(node.to_owned())),
     ] {
-        let made = ca.issue(&profile).map_err(CliError::local)?;
+        let made = ca.issue_for(&identity, lifetime).map_err(CliError::local)?;
         write(dir, &format!("pki/{name}.key"), made.key_pem.as_bytes())?;
         write(dir, &format!("pki/{name}.crt"), made.pem.as_bytes())?;
     }
@@ -148,6 +164,7 @@ fn secrets(args: &Args, ca: &CertificateAuthority, node: &str) -> Result<(), Cli
         "pod_cidr": args.pod_cidr.to_string(),
         "node_prefix": args.node_prefix,
         "service_cidr": args.service_cidr.to_string(),
+        "certificate_lifetime_seconds": args.certificate_lifetime,
         "ca_key_sealed": base64(&ca.seal_key(&kek)),
     });
     write(dir, "bootstrap.json", format!("{bootstrap:#}\n").as_bytes())
@@ -160,7 +177,7 @@ fn context(
     ca: &CertificateAuthority,
     config: &NodeConfig,
 ) -> Result<(String, PathBuf), CliError> {
-    let admin = ca.issue(&Profile::Admin).map_err(CliError::local)?;
+    let admin = ca.issue(&Identity::admin()).map_err(CliError::local)?;
     let path = args.context_out.clone().or_else(|| global.config.clone()).unwrap_or_else(Contexts::default_path);
     let name = args.context_name.clone().unwrap_or_else(|| args.name.clone());
     let socket = args.machine.api_unix_socket.iter().map(|p| format!("unix://{}", p.display()));

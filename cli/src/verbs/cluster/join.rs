@@ -6,8 +6,9 @@
 use serde_json::json;
 use trellis_proto::api::{JoinReply, JoinRequest, cluster_client::ClusterClient};
 use trellis_proto::client::Connection;
+use trellis_proto::identity::Identity;
 use trellis_proto::node_config::{MemberAddress, NodeConfig, VERSION};
-use trellis_proto::pki::{self, Key, Profile};
+use trellis_proto::pki::{self, Key};
 use trellis_proto::tls::ClientTls;
 
 use super::{Machine, api_address, peer_address, roles, write};
@@ -125,7 +126,7 @@ fn pending(args: &Args, node: &str) -> Result<Pending, CliError> {
         return Ok(p);
     }
     let mut keys = Vec::new();
-    let mut csr = |wanted: bool, file: &'static str, profile: Profile| -> Result<String, CliError> {
+    let mut csr = |wanted: bool, file: &'static str, profile: Identity| -> Result<String, CliError> {
         if !wanted {
             return Ok(String::new());
         }
@@ -137,9 +138,9 @@ fn pending(args: &Args, node: &str) -> Result<Pending, CliError> {
     let request = JoinRequest {
         token: args.token.trim().to_owned(),
         node_name: node.to_owned(),
-        agent_csr: csr(!args.no_worker, "agent", Profile::Agent(node.to_owned()))?,
-        netd_csr: csr(true, "netd", Profile::Netd(node.to_owned()))?,
-        member_csr: csr(member, "member", Profile::Member(node.to_owned()))?,
+        agent_csr: csr(!args.no_worker, "agent", Identity::Agent(node.to_owned()))?,
+        netd_csr: csr(true, "netd", Identity::Netd(node.to_owned()))?,
+        member_csr: csr(member, "member", Identity::Member(node.to_owned()))?,
         api_address: if member { api_address(ip) } else { String::new() },
         peer_address: if member { peer_address(ip) } else { String::new() },
     };

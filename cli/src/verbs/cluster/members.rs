@@ -15,8 +15,9 @@ use crate::output::{self, Format, columns, table};
 use crate::session::Session;
 use crate::yaml;
 
-/// A new member first catches up as a learner.
-const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// A new member first catches up as a learner, for a minute at most; and the call may have waited
+/// for another change and an election before.
+const CHANGE_LIMIT: Duration = Duration::from_secs(90);
 
 /// How to print.
 #[derive(clap::Args, Debug)]
@@ -31,11 +32,11 @@ pub struct List {
 pub struct Add {
     /// Its node's name
     name: String,
-    /// HOST:PORT of its API
-    #[arg(long)]
+    /// HOST:PORT of its API [default: as it joined]
+    #[arg(long, default_value = "", hide_default_value = true)]
     api_address: String,
-    /// HOST:PORT for its peers
-    #[arg(long)]
+    /// HOST:PORT for its peers [default: as it joined]
+    #[arg(long, default_value = "", hide_default_value = true)]
     peer_address: String,
 }
 
@@ -67,13 +68,13 @@ fn members_table(members: &[Member]) -> String {
     let rows: Vec<Vec<String>> = members
         .iter()
         .map(|m| {
-            let reachable = if m.reachable { "yes" } else { "no" };
+            let reachable = m.reachable.map_or("-", |r| if r { "yes" } else { "no" });
             vec![
                 m.id.to_string(),
                 m.name.clone(),
                 m.role.clone(),
                 reachable.to_owned(),
-                m.matched_log_index.to_string(),
+                m.matched_log_index.map_or_else(|| "-".to_owned(), |index| index.to_string()),
                 m.api_address.clone(),
                 m.peer_address.clone(),
             ]
@@ -82,9 +83,17 @@ fn members_table(members: &[Member]) -> String {
     table::render(["ID", "NAME", "ROLE", "REACHABLE", "LOG", "API", "PEER"], &rows)
 }
 
+/// Why figures are missing, for a person.
+fn tell(note: &str) {
+    if !note.is_empty() {
+        eprintln!("Warning: no leader was found, so this is one member's own view: {note}");
+    }
+}
+
 /// `cluster members`
 pub async fn list(global: &Global, args: &List) -> Result<(), CliError> {
     let reply = ask(&Session::open(global)?).await?;
+    tell(&reply.note);
     let all = || json!({"members": reply.members.iter().map(value).collect::<Vec<_>>(), "leaderId": reply.leader_id});
     output::print(&match args.output {
         Some(Format::Json) => output::json_text(&all()),
@@ -97,6 +106,7 @@ pub async fn list(global: &Global, args: &List) -> Result<(), CliError> {
 /// `cluster status`
 pub async fn status(global: &Global, args: &List) -> Result<(), CliError> {
     let r = ask(&Session::open(global)?).await?;
+    tell(&r.note);
     let all = || {
         json!({"clusterName": r.cluster_name, "version": r.version, "term": r.term, "leaderId": r.leader_id,
             "revision": r.revision, "lastLogIndex": r.last_log_index, "appliedLogIndex": r.applied_log_index,
@@ -134,9 +144,15 @@ pub async fn add(global: &Global, args: Add) -> Result<(), CliError> {
             let request = request.clone();
             async move { ClusterClient::new(c).add_member(request).await }
         })
-        .await?;
-    eprintln!("member {:?} added", args.name);
-    output::print(&members_table(&reply.into_inner().members))
+        .await?
+        .into_inner();
+    if reply.unchanged {
+        eprintln!("{:?} is a member already: nothing was changed", args.name);
+    } else {
+        eprintln!("member {:?} added", args.name);
+    }
+    tell(&reply.note);
+    output::print(&members_table(&reply.members))
 }
 
 /// `cluster remove`
@@ -149,9 +165,14 @@ pub async fn remove(global: &Global, member: String) -> Result<(), CliError> {
             let request = request.clone();
             async move { ClusterClient::new(c).remove_member(request).await }
         })
-        .await?;
-    eprintln!("member {member:?} removed");
-    output::print(&members_table(&reply.into_inner().members))
+        .await?
+        .into_inner();
+    eprintln!(
+        "member {member:?} removed; stop trellis-control-plane there. Its machine may join anew once its folders are \
+         empty and `trellis delete node {member}` was run"
+    );
+    tell(&reply.note);
+    output::print(&members_table(&reply.members))
 }
 
 /// `cluster transfer-leader`
@@ -200,15 +221,17 @@ mod tests {
             name: name.into(),
             role: role.into(),
             reachable,
-            matched_log_index: 7,
+            matched_log_index: reachable.map(|_| 7),
             api_address: "a:1".into(),
             peer_address: "a:2".into(),
         };
+        let all = [m(1, "n1", "leader", Some(true)), m(2, "n2", "follower", Some(false)), m(3, "n3", "follower", None)];
         assert_eq!(
-            members_table(&[m(1, "n1", "leader", true), m(2, "n2", "follower", false)]),
+            members_table(&all),
             "ID   NAME   ROLE       REACHABLE   LOG   API   PEER\n\
              1    n1     leader     yes         7     a:1   a:2\n\
-             2    n2     follower   no          7     a:1   a:2\n"
+             2    n2     follower   no          7     a:1   a:2\n\
+             3    n3     follower   -           -     a:1   a:2\n"
         );
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use trellis_model::names;
-use trellis_proto::node_config::{NodeConfig, NodeConfigError, Role, write_private};
+use trellis_proto::node_config::{NodeConfig, Role, write_private};
 use trellis_proto::ports;
 
 use crate::cli::Global;
@@ -19,7 +19,10 @@ pub const EXAMPLES: &str = "Examples:
   trellis cluster init --name home --advertise-address 192.168.1.10
   trellis cluster token create --ttl 1h
   trellis cluster join --token trellis.v1.… --server 192.168.1.10
-  trellis cluster members
+  trellis cluster status
+  trellis cluster members -o json
+  trellis cluster remove n3            then stop its control plane, and empty its folders
+  trellis cluster add n3               for one that has joined, but could not be reached then
   trellis cluster transfer-leader n2";
 
 /// Label of Nodes that carry the control plane, as kubeadm sets it.
@@ -174,7 +177,7 @@ impl Machine {
     fn existing(&self) -> Result<Option<NodeConfig>, CliError> {
         match NodeConfig::load(&self.config_dir) {
             Ok(c) => Ok(Some(c)),
-            Err(NodeConfigError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.is_missing() => Ok(None),
             Err(e) => Err(CliError::local(e)),
         }
     }

@@ -1,11 +1,13 @@
 //! The cluster's own facts: seeded once, by the first leader, from what `cluster init` wrote.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use trellis_model::Object;
 use trellis_model::k8s_openapi::api::core::v1::Namespace;
+use trellis_proto::file::{self, FileError};
 use trellis_proto::node_config::NodeConfig;
 use trellis_proto::pki;
 
@@ -33,6 +35,9 @@ pub struct Bootstrap {
     pub service_cidr: String,
     /// The CA's key, sealed with the key-encryption key; base64.
     pub ca_key_sealed: String,
+    /// How long certificates live; left out: a year.
+    #[serde(default)]
+    pub certificate_lifetime_seconds: Option<u64>,
 }
 
 /// The cluster's facts, as the store keeps them under [`names::CLUSTER_CONFIG`].
@@ -48,9 +53,18 @@ pub struct ClusterConfig {
     pub node_prefix: u8,
     /// Addresses of Services.
     pub service_cidr: String,
+    /// How long certificates live; left out: [`pki::CERTIFICATE_LIFETIME`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_lifetime_seconds: Option<u64>,
 }
 
 impl ClusterConfig {
+    /// How long the certificates live that this cluster signs.
+    pub fn certificate_lifetime(store: &Store) -> Duration {
+        let said = Self::read(store).and_then(|c| c.certificate_lifetime_seconds);
+        said.map_or(pki::CERTIFICATE_LIFETIME, Duration::from_secs)
+    }
+
     /// As seeded; `None` before.
     pub fn read(store: &Store) -> Option<Self> {
         let found = store.sys_get(names::CLUSTER_CONFIG)?;
@@ -73,45 +87,13 @@ pub struct MemberRecord {
     pub used: bool,
 }
 
-/// Why a bootstrap file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BootstrapError {
-    /// Reading failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It is not what it should be.
-    #[error("{path}: {why}")]
-    Content {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-}
-
 impl Bootstrap {
     /// Reads the file; `None` when there is none.
     ///
     /// # Errors
-    /// [`BootstrapError`].
-    pub fn load(path: &Path) -> Result<Option<Self>, BootstrapError> {
-        let content = |why: String| BootstrapError::Content { path: path.to_owned(), why };
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(BootstrapError::Io { path: path.to_owned(), source }),
-        };
-        let read: Self = serde_json::from_slice(&bytes).map_err(|e| content(e.to_string()))?;
-        if read.version > VERSION {
-            let newer = read.version;
-            return Err(content(format!("format version {newer} is newer than {VERSION}")));
-        }
-        Ok(Some(read))
+    /// [`FileError`].
+    pub fn load(path: &Path) -> Result<Option<Self>, FileError> {
+        file::read(path, VERSION)
     }
 }
 
@@ -140,6 +122,7 @@ fn seed_ops(ops: &Ops, from: &Bootstrap, node: &NodeConfig) -> Result<Vec<Op>, A
         pod_cidrs: vec![from.pod_cidr.clone()],
         node_prefix: from.node_prefix,
         service_cidr: from.service_cidr.clone(),
+        certificate_lifetime_seconds: from.certificate_lifetime_seconds,
     };
     let sealed =
         pki::from_base64(&from.ca_key_sealed).map_err(|e| ApiError::Internal(format!("bootstrap.json: {e}")))?;

@@ -1,11 +1,13 @@
 //! Join: one token is redeemed for the certificates of all daemons of a machine.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tonic::Status;
 use trellis_model::{Kind, names as rules};
 use trellis_proto::api;
-use trellis_proto::pki::{CertificateAuthority, Profile};
+use trellis_proto::identity::Identity;
+use trellis_proto::pki::CertificateAuthority;
 
 use super::ClusterService;
 use super::config::{ClusterConfig, MemberRecord, to_json};
@@ -49,7 +51,7 @@ impl ClusterService {
             let Some((record, at)) = found else { return Err(refused(TokenError::Unknown)) };
             check_request(&r).map_err(status)?;
             let ca = self.authority().map_err(status)?;
-            let signed = sign(&ca, &r).map_err(status)?;
+            let signed = sign(&ca, ClusterConfig::certificate_lifetime(self.ops.store()), &r).map_err(status)?;
             let known = record.used.is_some();
             let id = match self.admit(&r, presented.id, record, &at, &purpose, known).await {
                 Ok(Some(id)) => id,
@@ -143,8 +145,8 @@ impl ClusterService {
                 api_address: r.api_address.clone(),
                 peer_address: r.peer_address.clone(),
                 role: "joining".into(),
-                reachable: false,
-                matched_log_index: 0,
+                reachable: None,
+                matched_log_index: None,
             });
         }
         let kek = self.ops.admission().sealer().key().as_bytes();
@@ -195,15 +197,15 @@ fn check_request(r: &api::JoinRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn sign(ca: &CertificateAuthority, r: &api::JoinRequest) -> Result<Certificates, ApiError> {
-    let sign = |csr: &str, profile: Profile| match csr {
+fn sign(ca: &CertificateAuthority, lifetime: Duration, r: &api::JoinRequest) -> Result<Certificates, ApiError> {
+    let sign = |csr: &str, identity: Identity| match csr {
         "" => Ok(String::new()),
-        csr => ca.sign(csr, &profile).map_err(|e| ApiError::BadRequest(e.to_string())),
+        csr => ca.sign(csr, &identity, lifetime).map_err(|e| ApiError::BadRequest(e.to_string())),
     };
     Ok(Certificates {
-        agent: sign(&r.agent_csr, Profile::Agent(r.node_name.clone()))?,
-        netd: sign(&r.netd_csr, Profile::Netd(r.node_name.clone()))?,
-        member: sign(&r.member_csr, Profile::Member(r.node_name.clone()))?,
+        agent: sign(&r.agent_csr, Identity::Agent(r.node_name.clone()))?,
+        netd: sign(&r.netd_csr, Identity::Netd(r.node_name.clone()))?,
+        member: sign(&r.member_csr, Identity::Member(r.node_name.clone()))?,
     })
 }
 

@@ -14,7 +14,7 @@ use super::config::{MemberRecord, to_json};
 use super::join::next_member_id;
 use crate::api::names;
 use crate::api::ops::{ApiError, now_millis};
-use crate::raft::{Consensus, Member, MemberStatus};
+use crate::raft::{Consensus, Member, MemberError, MemberStatus};
 use crate::store::{Command, Op, Outcome, SysValue, SysWhen};
 
 /// How long a member that asked may take to listen.
@@ -39,6 +39,24 @@ impl ClusterService {
         let mut all: Vec<_> = self.consensus.members().into_iter().map(told).collect();
         all.sort_by_key(|m| m.id);
         all
+    }
+
+    /// The id of a voter that somebody wants to add a second time, as it is.
+    ///
+    /// # Errors
+    /// [`ApiError::Precondition`] when it is to get other addresses.
+    pub(super) fn is_member_already(&self, r: &api::AddMemberRequest) -> Result<Option<u64>, ApiError> {
+        let all = self.consensus.members();
+        let Some(found) = all.iter().find(|m| m.voter && m.member.name == r.name) else { return Ok(None) };
+        let Member { id, name, api_address, peer_address } = &found.member;
+        let same = |new: &str, old: &str| new.is_empty() || new == old;
+        if same(&r.api_address, api_address) && same(&r.peer_address, peer_address) {
+            return Ok(Some(*id));
+        }
+        Err(ApiError::Precondition(format!(
+            "{name:?} is a member already, with API address {api_address} and peer address {peer_address}: to give \
+             it others, remove it first (`trellis cluster remove {name}`), then let its machine join anew"
+        )))
     }
 
     /// Id and addresses to add a joined member with; a fresh log gets an unused id.
@@ -101,6 +119,9 @@ impl ClusterService {
     }
 
     /// Removes a member, and what lets it come back under its name.
+    ///
+    /// Its record goes first: a member that was removed asks to be added again, and whoever
+    /// removes the very member that serves the call could not write afterwards.
     pub(super) async fn forget(&self, text: &str) -> Result<(), ApiError> {
         self.ops.backend().read_barrier().await?;
         let (name, id) = match self.find_member(text) {
@@ -109,30 +130,43 @@ impl ClusterService {
             Err(_) if self.member_record(text).is_some() => (text.to_owned(), None),
             Err(unknown) => return Err(unknown),
         };
-        if let Some(id) = id {
-            self.consensus.remove_member(id).await?;
-        }
+        let record = self.member_record(&name);
         let mut all = Vec::new();
-        if self.member_record(&name).is_some() {
+        if record.is_some() {
             all.push(Op::SysDelete { key: names::member(&name), when: SysWhen::Always });
         }
         let node = crate::api::ops::encode::key_of(trellis_model::Kind::Node, "", &name);
         let registered = names::registration(&name);
         let store = self.ops.store();
-        if store.get(&node).is_none() && store.sys_get(&registered).is_some() {
-            all.push(Op::SysDelete { key: registered, when: SysWhen::Always });
+        let registration = store.sys_get(&registered).filter(|_| store.get(&node).is_none());
+        if registration.is_some() {
+            all.push(Op::SysDelete { key: registered.clone(), when: SysWhen::Always });
         }
         if !all.is_empty() {
             self.ops.backend().propose(Command::new(now_millis(), all)).await?;
         }
-        Ok(())
+        let Some(id) = id else { return Ok(()) };
+        let Err(error) = self.consensus.remove_member(id).await else { return Ok(()) };
+        if !matches!(error, MemberError::Leader(_)) {
+            // It certainly stays a member: so does its name.
+            let put = |key: String, value: bytes::Bytes| Op::SysPut { key, when: SysWhen::Absent, value };
+            let member = record.map(|(_, was)| put(names::member(&name), was.value));
+            let all: Vec<_> = member.into_iter().chain(registration.map(|was| put(registered, was.value))).collect();
+            if !all.is_empty() {
+                self.ops.backend().propose(Command::new(now_millis(), all)).await?;
+            }
+        }
+        Err(error.into())
     }
 
     /// The follower that is furthest, for a transfer that names none.
-    pub(super) fn best_follower(&self) -> Result<u64, ApiError> {
-        let all = self.consensus.members();
-        let followers = all.iter().filter(|m| m.voter && !m.leader);
-        let reachable = followers.filter(|m| m.silent_millis.is_none_or(|s| s < REACHABLE_MILLIS));
+    pub(super) async fn best_follower(&self) -> Result<u64, ApiError> {
+        let told = self.consensus.overview().await;
+        if let Some(why) = told.note {
+            return Err(ApiError::Unavailable { why, leader: None });
+        }
+        let followers = told.members.iter().filter(|m| m.voter && !m.leader);
+        let reachable = followers.filter(|m| m.silent_millis.is_some_and(|s| s < REACHABLE_MILLIS));
         reachable
             .max_by_key(|m| m.matched_index)
             .map(|m| m.member.id)
@@ -169,7 +203,8 @@ pub(super) async fn add_soon(consensus: Consensus, member: Member, gone: Option<
     }
 }
 
-fn told(m: MemberStatus) -> api::Member {
+/// As it is told to clients.
+pub(super) fn told(m: MemberStatus) -> api::Member {
     let role = match (m.leader, m.voter) {
         (true, _) => "leader",
         (false, true) => "follower",
@@ -181,7 +216,7 @@ fn told(m: MemberStatus) -> api::Member {
         api_address: m.member.api_address,
         peer_address: m.member.peer_address,
         role: role.into(),
-        reachable: m.silent_millis.is_none_or(|silent| silent < REACHABLE_MILLIS),
-        matched_log_index: m.matched_index.unwrap_or(0),
+        reachable: m.silent_millis.map(|silent| silent < REACHABLE_MILLIS),
+        matched_log_index: m.matched_index,
     }
 }

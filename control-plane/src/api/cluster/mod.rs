@@ -13,10 +13,10 @@ use trellis_model::k8s_openapi::jiff::Timestamp;
 use trellis_proto::api;
 use trellis_proto::api::cluster_server::Cluster;
 use trellis_proto::identity::Identity;
-use trellis_proto::pki::{CertificateAuthority, Key, Profile};
+use trellis_proto::pki::{CertificateAuthority, Key};
 use trellis_proto::tls::Credentials;
 
-pub use config::{Bootstrap, BootstrapError, ClusterConfig, MemberRecord, seed};
+pub use config::{Bootstrap, ClusterConfig, MemberRecord, seed};
 
 use super::names;
 use super::ops::{ApiError, Ops};
@@ -60,9 +60,15 @@ impl ClusterService {
         authority(&self.ops, &self.credentials)
     }
 
-    fn membership(&self) -> api::MembersReply {
-        let leader_id = self.consensus.leadership().borrow().leader_id.unwrap_or(0);
-        api::MembersReply { members: self.members(), leader_id, your_id: 0 }
+    /// The membership as the leader knows it.
+    async fn membership(&self) -> api::MembersReply {
+        let told = self.consensus.overview().await;
+        api::MembersReply {
+            leader_id: told.leader_id.unwrap_or(0),
+            note: told.note.unwrap_or_default(),
+            members: told.members.into_iter().map(members::told).collect(),
+            ..api::MembersReply::default()
+        }
     }
 }
 
@@ -92,13 +98,15 @@ impl Cluster for ClusterService {
     async fn status(&self, request: Request<api::StatusRequest>) -> Result<Response<api::StatusReply>, Status> {
         // Daemons of every role learn the members' addresses from it, to fail over to.
         let (_, _permit) = self.limits.call(&request)?;
+        let api::MembersReply { members, leader_id, note, .. } = self.membership().await;
         let stats = self.consensus.stats();
         let config = ClusterConfig::read(self.ops.store());
         Ok(Response::new(api::StatusReply {
             cluster_name: config.map(|c| c.cluster_name).unwrap_or_default(),
-            members: self.members(),
+            members,
+            leader_id,
+            note,
             term: stats.term,
-            leader_id: stats.leader_id.unwrap_or(0),
             revision: self.ops.store().revision(),
             last_log_index: stats.last_log_index.unwrap_or(0),
             applied_log_index: stats.applied_index.unwrap_or(0),
@@ -121,6 +129,9 @@ impl Cluster for ClusterService {
             let why = format!("{ADDING_AT_ONCE} members are being added already; try again");
             status(ApiError::Unavailable { why, leader: None })
         })?;
+        if !own && let Some(id) = self.is_member_already(&r).map_err(status)? {
+            return Ok(Response::new(api::MembersReply { your_id: id, unchanged: true, ..self.membership().await }));
+        }
         let (member, gone) = self.reserve(&r).await.map_err(status)?;
         let your_id = member.id;
         if own {
@@ -133,7 +144,7 @@ impl Cluster for ClusterService {
         } else {
             self.consensus.add_member(member).await.map_err(|e| status(e.into()))?;
         }
-        Ok(Response::new(api::MembersReply { your_id, ..self.membership() }))
+        Ok(Response::new(api::MembersReply { your_id, ..self.membership().await }))
     }
 
     async fn remove_member(
@@ -144,7 +155,7 @@ impl Cluster for ClusterService {
         let member = request.into_inner().member;
         self.forget(&member).await.map_err(status)?;
         tracing::info!(%caller, member, "removed a member");
-        Ok(Response::new(self.membership()))
+        Ok(Response::new(self.membership().await))
     }
 
     async fn transfer_leader(
@@ -154,12 +165,12 @@ impl Cluster for ClusterService {
         let (_, _permit) = self.limits.trusted(&request, "transferring leadership")?;
         let r = request.into_inner();
         let to = match r.member.as_str() {
-            "" => self.best_follower(),
+            "" => self.best_follower().await,
             text => self.find_member(text).map(|m| m.member.id),
         };
         let to = to.map_err(status)?;
         self.consensus.transfer_leader(to).await.map_err(|e| status(e.into()))?;
-        Ok(Response::new(self.membership()))
+        Ok(Response::new(self.membership().await))
     }
 
     async fn create_token(
@@ -186,16 +197,10 @@ impl Cluster for ClusterService {
         request: Request<api::RenewCertificateRequest>,
     ) -> Result<Response<api::RenewCertificateReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let profile = match &caller {
-            Caller::Peer(Identity::Agent(node)) => Profile::Agent(node.clone()),
-            Caller::Peer(Identity::Netd(node)) => Profile::Netd(node.clone()),
-            Caller::Peer(Identity::Member(node)) => Profile::Member(node.clone()),
-            // Its common name is fixed by the profile.
-            Caller::Peer(Identity::Admin(name)) if name == "admin" => Profile::Admin,
-            _ => return Err(forbidden(&caller, "renewing a certificate")),
-        };
+        let Caller::Peer(identity) = &caller else { return Err(forbidden(&caller, "renewing a certificate")) };
         let ca = self.authority().map_err(status)?;
-        let signed = ca.sign(&request.into_inner().csr, &profile).map_err(|e| {
+        let lifetime = ClusterConfig::certificate_lifetime(self.ops.store());
+        let signed = ca.sign(&request.into_inner().csr, identity, lifetime).map_err(|e| {
             tracing::warn!(%caller, error = %e, "refused to renew a certificate");
             let what = "renewing a certificate".to_owned();
             status(ApiError::Forbidden { what, why: e.to_string() })

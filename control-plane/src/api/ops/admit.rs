@@ -15,7 +15,7 @@ use trellis_model::{DecodeError, FieldError, Kind, Object, defaults, resources, 
 
 use super::encode::{Encoded, encode};
 use super::{ApiError, Sealer};
-use crate::store::{Key, Stored};
+use crate::store::{Key, LimitExceeded, MAX_OBJECT_BYTES, Stored};
 
 /// Which part of an object an Update means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +210,29 @@ impl Admission {
 /// [`ApiError::BadRequest`] when it is no such object, [`ApiError::Invalid`] naming the field
 /// of a wrong type.
 pub fn read(kind: Kind, value: &Value) -> Result<(Object, Vec<String>), ApiError> {
+    let (object, unknown) = typed(kind, value)?;
+    let warnings = warned(kind, unknown, value);
+    Ok((object, warnings))
+}
+
+/// Types what a merge patch made of an object. Only what the patch itself says is warned about:
+/// the rest of the object was, when it was written.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_patched(kind: Kind, value: &Value, patch: &Value) -> Result<(Object, Vec<String>), ApiError> {
+    let (object, unknown) = typed(kind, value)?;
+    let warnings = warned(kind, unknown, patch);
+    Ok((object, warnings))
+}
+
+fn warned(kind: Kind, unknown: Vec<String>, said: &Value) -> Vec<String> {
+    let unknown = unknown.into_iter().map(|field| format!("unknown field {field:?}"));
+    unknown.chain(warnings::unacted(kind, said)).collect()
+}
+
+/// The typed object, and its unknown fields.
+fn typed(kind: Kind, value: &Value) -> Result<(Object, Vec<String>), ApiError> {
     let told = Object::kind_of_value(value).map_err(|e| ApiError::BadRequest(e.to_string()))?;
     if told != kind {
         let message = format!("the object is a {told}, but the request is about a {kind}");
@@ -224,17 +247,20 @@ pub fn read(kind: Kind, value: &Value) -> Result<(Object, Vec<String>), ApiError
         }
         other => ApiError::BadRequest(other.to_string()),
     })?;
-    let mut told: Vec<String> = unknown.into_iter().map(|field| format!("unknown field {field:?}")).collect();
-    told.extend(warnings::unacted(kind, value));
-    Ok((object, told))
+    Ok((object, unknown))
 }
 
-/// Reads JSON text.
+/// Reads JSON text; what the store could not take anyway is refused before it is read.
 ///
 /// # Errors
-/// [`ApiError::BadRequest`] saying where it breaks.
-pub fn parse_json(json: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(json).map_err(|e| ApiError::BadRequest(format!("the object is not JSON: {e}")))
+/// [`ApiError::BadRequest`] saying where it breaks, [`ApiError::TooLarge`] naming the limit.
+pub fn parse_json(what: impl std::fmt::Display, json: &[u8]) -> Result<Value, ApiError> {
+    if json.len() > MAX_OBJECT_BYTES {
+        let what = format!("the size of {what} in bytes");
+        let (limit, actual) = (MAX_OBJECT_BYTES as u64, json.len() as u64);
+        return Err(ApiError::TooLarge(LimitExceeded { what, limit, actual }));
+    }
+    serde_json::from_slice(json).map_err(|e| ApiError::BadRequest(format!("{what} is not JSON: {e}")))
 }
 
 fn refuse_invalid(object: &Object, causes: Vec<FieldError>) -> Result<(), ApiError> {

@@ -62,7 +62,7 @@ impl Ops {
         json: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let mut manifest = admit::parse_json(json)?;
+        let mut manifest = admit::parse_json(target, json)?;
         forget_server_fields(&mut manifest);
         let (mut object, warnings) = admit::read(target.kind, &manifest)?;
         let target = &place(&mut object, target)?;

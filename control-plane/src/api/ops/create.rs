@@ -32,7 +32,7 @@ impl Ops {
         json: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let value = admit::parse_json(json)?;
+        let value = admit::parse_json(target, json)?;
         let (object, warnings) = admit::read(target.kind, &value)?;
         if object.meta().resource_version.as_ref().is_some_and(|v| !v.is_empty()) {
             let message = "resourceVersion should not be set on objects to be created";

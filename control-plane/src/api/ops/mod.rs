@@ -22,6 +22,7 @@ mod seal;
 mod tests;
 mod watch;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -80,6 +81,17 @@ impl Target {
             return Err(ApiError::BadRequest(message));
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name } = self;
+        match (namespace.as_str(), name.as_str()) {
+            (_, "") => write!(f, "the {kind}"),
+            ("", name) => write!(f, "{kind} {name}"),
+            (namespace, name) => write!(f, "{kind} {namespace}/{name}"),
+        }
     }
 }
 

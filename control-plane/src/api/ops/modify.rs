@@ -43,7 +43,7 @@ impl Edit for MergePatch {
     fn edit(&self, old: &Object) -> Result<(Object, Vec<String>), ApiError> {
         let mut value = old.to_value();
         merge::rfc7386(&mut value, &self.patch);
-        admit::read(old.kind(), &value)
+        admit::read_patched(old.kind(), &value, &self.patch)
     }
 
     fn revision(&self) -> Option<u64> {
@@ -65,7 +65,7 @@ impl Ops {
         json: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let value = admit::parse_json(json)?;
+        let value = admit::parse_json(target, json)?;
         let (mut object, warnings) = admit::read(target.kind, &value)?;
         let target = &place(&mut object, target)?;
         let revision = revision_of(object.meta().resource_version.as_deref())?;
@@ -86,8 +86,7 @@ impl Ops {
         patch: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let patch: Value =
-            serde_json::from_slice(patch).map_err(|e| ApiError::BadRequest(format!("the patch is not JSON: {e}")))?;
+        let patch = admit::parse_json(format_args!("the patch of {target}"), patch)?;
         if !patch.is_object() {
             return Err(ApiError::BadRequest("a merge patch must be a JSON object".into()));
         }

@@ -13,7 +13,7 @@ use crate::{
 fn leader(cluster: &Cluster) -> String {
     let named = || {
         let status = cluster.api.status().map_err(|e| e.to_string())?;
-        let leader = status.members.iter().find(|m| m.id == status.leader_id && m.reachable);
+        let leader = status.members.iter().find(|m| m.id == status.leader_id && m.reachable());
         leader.map(|m| m.name.clone()).ok_or_else(|| format!("{status:?}"))
     };
     wait::until("a leader", LIMIT, named).unwrap_or_else(|e| panic!("{e}"))
@@ -101,9 +101,9 @@ pub fn wiped_member(cluster: &mut Cluster) -> Outcome {
     let caught_up = || {
         let status = cluster.api.status().map_err(|e| e.to_string())?;
         let member = status.members.iter().find(|m| m.name == victim);
-        // A learner becomes a voter only when it has caught up. How far its log is, only the leader
-        // knows, and whichever member is asked answers here.
-        let there = member.is_some_and(|m| m.reachable && m.role == "follower");
+        // A learner becomes a voter only when it has caught up. Whichever member is asked tells
+        // what the leader knows.
+        let there = member.is_some_and(|m| m.reachable() && m.role == "follower" && m.matched_log_index() > 0);
         if there { Ok(()) } else { Err(format!("{:?}", status.members)) }
     };
     wait::until("the member's return as a voter", LIMIT, caught_up).unwrap_or_else(|e| panic!("{e}"));
