@@ -8,9 +8,21 @@ use tracing_subscriber::EnvFilter;
 use trellis_control_plane::config::{Args, LogFormat, Settings};
 use trellis_control_plane::run::{self, RunError, notify};
 
+/// openraft warns at each try to reach a member that is down, ten times a second;
+/// `raft::network` says it once.
+const LOGGED: &str =
+    "info,openraft=warn,openraft::replication=error,openraft::engine::handler::replication_handler=error";
+
+/// Worker threads: half of the cores. The machine runs Pods too, and on a machine with few cores
+/// tasks that wake each other on one thread spare a switch between two, which costs more than
+/// they do.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get() / 2).max(1)
+}
+
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     match args.log_format {
@@ -18,7 +30,7 @@ fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().init(),
     }
     trellis_proto::tls::install_crypto();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
     runtime.block_on(serve(args))
 }
 

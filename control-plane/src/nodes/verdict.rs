@@ -12,7 +12,7 @@
 //! says dead of more than half of the nodes whose leases are alive, it is our netd that is cut
 //! off, so its opinion counts as unknown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,8 @@ pub struct Signals {
 struct Known {
     /// `None`: lost before this leader's time, and not heard since.
     renewed: BTreeMap<Arc<str>, Option<Instant>>,
+    /// Who renewed in this leader's time; the others were only granted a lease when it began.
+    heard: BTreeSet<Arc<str>>,
     gossip: Option<Arc<GossipView>>,
 }
 
@@ -103,6 +105,7 @@ impl Assessor {
     pub fn remove(&mut self, node: &str) {
         self.tracks.remove(node);
         self.signals.renewed.remove(node);
+        self.signals.heard.remove(node);
     }
 
     /// What is held of `node`.
@@ -122,6 +125,7 @@ impl Assessor {
             if let Some(known) = self.signals.renewed.get_mut(&node) {
                 // None is less than any time.
                 *known = (*known).max(Some(at));
+                self.signals.heard.insert(node);
             }
         }
         self.signals.gossip = signals.gossip;
@@ -138,7 +142,10 @@ impl Assessor {
             let gossip = self.gossip_says(&node);
             let Some(track) = self.tracks.get_mut(&node) else { continue };
             let next = step(track.standing, gossip, age);
-            if age >= OVERDUE_AFTER || matches!(next, Standing::Dead | Standing::Silent) {
+            // Who is not heard yet may be turning from the dead leader to another member, which
+            // takes more than one renewal. If many are lost, their leases end together.
+            let overdue = age >= OVERDUE_AFTER && self.signals.heard.contains(&node);
+            if overdue || matches!(next, Standing::Dead | Standing::Silent) {
                 lost += 1;
             }
             if next != track.standing {

@@ -122,6 +122,28 @@ fn nodes_that_die_together_suspend_eviction_before_the_first_one_is_evicted() {
 }
 
 #[test]
+fn agents_that_turn_from_a_dead_leader_to_another_member_are_not_taken_for_lost() {
+    let t0 = Instant::now();
+    let mut a = Assessor::default();
+    nodes(&mut a, &["a", "b", "c", "d", "e"], t0);
+    let gossip = view(&[("e", true)], true);
+    // a and b were heard soon; c and d had spoken to the dead leader's member, e.
+    let t = t0 + ms(1_000);
+    a.set_signals(Signals { renewed: renewed(&["a", "b"], t), gossip: gossip.clone() });
+    a.assess(t);
+    assert!(!a.suspended());
+    let t = t0 + LEASE_TTL;
+    a.set_signals(Signals { renewed: renewed(&["c", "d"], t - ms(50)), gossip: gossip.clone() });
+    a.assess(t);
+    assert_eq!(a.track("e").unwrap().standing, Standing::Dead);
+    assert!(!a.suspended(), "e is replaced now, not {RETURN_HOLD:?} later");
+    // Once heard, a renewal missed by most counts at once.
+    let t = t0 + ms(1_150) + OVERDUE_AFTER;
+    a.assess(t);
+    assert!(a.suspended());
+}
+
+#[test]
 fn the_last_to_return_after_a_mass_loss_is_waited_for() {
     let t0 = Instant::now();
     let mut a = Assessor::default();

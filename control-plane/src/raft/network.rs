@@ -108,7 +108,7 @@ pub(super) struct Network {
 
 impl Network {
     fn link(&self, node: &Member, purpose: Purpose) -> Link {
-        Link { peers: self.peers.clone(), address: node.peer_address.clone(), purpose }
+        Link { peers: self.peers.clone(), address: node.peer_address.clone(), purpose, failing: false }
     }
 }
 
@@ -133,6 +133,8 @@ pub(super) struct Link {
     peers: Peers,
     address: String,
     purpose: Purpose,
+    /// The last append stream could not be opened.
+    failing: bool,
 }
 
 fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
@@ -153,6 +155,16 @@ impl Link {
         Ok(RaftClient::new(channel)
             .max_decoding_message_size(wire::MAX_MESSAGE)
             .max_encoding_message_size(wire::MAX_MESSAGE))
+    }
+
+    /// openraft's own back-off waits inside the stream of requests, which nobody polls while the
+    /// connection is refused: without a pause here a member whose process is down would be dialled
+    /// without end. Told once, not ten times a second.
+    async fn pause_after(&mut self, status: &Status) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(member = self.address, error = status.message(), "a member takes no entries");
+        }
+        tokio::time::sleep(RETRY).await;
     }
 
     /// Runs a call for at most `limit`.
@@ -189,7 +201,17 @@ impl NetStreamAppend<TypeConfig> for Link {
                 std::future::ready(wire::message(&request).ok())
             });
             let call = async { self.client()?.append(Request::new(requests)).await };
-            let replies = self.within(option.soft_ttl(), call).await.map_err(|s| rpc_error(&s))?;
+            let opened = self.within(option.soft_ttl(), call).await;
+            let replies = match opened {
+                Ok(replies) => replies,
+                Err(status) => {
+                    self.pause_after(&status).await;
+                    return Err(rpc_error(&status));
+                }
+            };
+            if std::mem::take(&mut self.failing) {
+                tracing::info!(member = self.address, "a member takes entries again");
+            }
             let results: BoxStream<'s, _> = Box::pin(results(replies.into_inner(), sent));
             Ok(results)
         })
@@ -311,5 +333,37 @@ fn send_chunks(
         if chunks.blocking_send(message).is_err() || read == 0 {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+    use std::time::Instant;
+    use tonic::transport::Endpoint;
+
+    #[derive(Debug)]
+    struct Plain;
+
+    impl Dialer for Plain {
+        fn channel(&self, peer_address: &str) -> Result<Channel, String> {
+            Ok(Endpoint::from_shared(format!("http://{peer_address}")).unwrap().connect_lazy())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_refuses_connections_is_not_dialled_without_end() {
+        // A port that nobody listens on any more.
+        let peer_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let network = Network { peers: Peers::new(Arc::new(Plain)) };
+        let mut link = network.link(&Member { peer_address, ..Member::default() }, Purpose::Append);
+        let begun = Instant::now();
+        for _ in 0..3 {
+            let requests = futures::stream::pending::<AppendEntriesRequest<TypeConfig>>();
+            let option = RPCOption::new(Duration::from_millis(100));
+            assert!(link.stream_append(requests, option).await.is_err());
+        }
+        assert!(begun.elapsed() >= RETRY * 3, "{:?}", begun.elapsed());
     }
 }

@@ -4,11 +4,13 @@
 //! Safe to repeat is what was certainly not taken, and what carries a request id, which the
 //! state machine answers from memory the second time. Anything else ends as "outcome unknown".
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Status;
 use trellis_proto::peer::ProposeRequest;
@@ -27,8 +29,8 @@ pub(super) const QUEUE: usize = 4096;
 const BATCH_COMMANDS: usize = 256;
 /// … and bytes, beyond the first.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Batches under way: enough to cover a slow fsync and a round trip.
-const BATCHES: usize = 64;
+/// Batches under way at most: enough to cover a slow fsync and a round trip.
+const BATCHES: usize = 8;
 /// Pause before trying again while nobody leads.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
@@ -50,24 +52,72 @@ impl Proposal {
     }
 }
 
-pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Proposal>) {
-    let permits = Arc::new(Semaphore::new(BATCHES));
-    while let Some(first) = queue.recv().await {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        let mut bytes = first.command.len();
-        let mut batch = vec![first];
-        while batch.len() < BATCH_COMMANDS && bytes < BATCH_BYTES {
-            let Ok(next) = queue.try_recv() else { break };
-            bytes += next.command.len();
-            batch.push(next);
+/// What a batch must hold to start beside `under_way` others: with nothing under way a lone
+/// command goes at once; else it waits for company, because each batch costs the same hop, log
+/// append, fsync and replication, whatever it holds.
+fn least_batch(under_way: usize) -> usize {
+    match under_way {
+        0 => 1,
+        1 => 16,
+        2 => 64,
+        _ => BATCH_COMMANDS,
+    }
+}
+
+/// The next batch off the front, in order.
+fn take(waiting: &mut VecDeque<Proposal>) -> Vec<Proposal> {
+    let mut bytes = 0;
+    let fits = |p: &&Proposal| {
+        let first = bytes == 0;
+        bytes += p.command.len().max(1);
+        first || bytes <= BATCH_BYTES
+    };
+    let count = waiting.iter().take(BATCH_COMMANDS).take_while(fits).count();
+    waiting.drain(..count).collect()
+}
+
+/// Lets the tasks that are ready run first, as long as they bring more: whoever was answered
+/// together asks again together.
+async fn gather(queue: &mut mpsc::Receiver<Proposal>, waiting: &mut VecDeque<Proposal>) {
+    while waiting.len() < BATCH_COMMANDS {
+        tokio::task::yield_now().await;
+        let before = waiting.len();
+        while waiting.len() < BATCH_COMMANDS
+            && let Ok(next) = queue.try_recv()
+        {
+            waiting.push_back(next);
         }
-        let inner = inner.clone();
-        tokio::spawn(async move {
-            deliver(&inner, batch).await;
-            drop(permit);
-        });
+        if waiting.len() == before {
+            return;
+        }
+    }
+}
+
+pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Proposal>) {
+    let mut waiting: VecDeque<Proposal> = VecDeque::new();
+    let mut came = Vec::new();
+    let mut under_way = JoinSet::new();
+    loop {
+        // Large commands fill a batch with less than the least number.
+        let full = |w: &VecDeque<Proposal>| w.iter().map(|p| p.command.len()).sum::<usize>() >= BATCH_BYTES;
+        while !waiting.is_empty()
+            && under_way.len() < BATCHES
+            && (waiting.len() >= least_batch(under_way.len()) || full(&waiting))
+        {
+            let (inner, batch) = (inner.clone(), take(&mut waiting));
+            under_way.spawn(async move { deliver(&inner, batch).await });
+        }
+        let room = (2 * BATCH_COMMANDS).saturating_sub(waiting.len());
+        tokio::select! {
+            count = queue.recv_many(&mut came, room), if room > 0 => {
+                if count == 0 {
+                    return;
+                }
+                waiting.extend(came.drain(..));
+                gather(&mut queue, &mut waiting).await;
+            }
+            Some(_) = under_way.join_next() => {}
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! which at most [`feasible_limit`] are scored; a node that changed in favour of Pods O(W).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,45 @@ use crate::controllers::object::Item;
 const RETELL_AFTER: Duration = Duration::from_secs(1);
 /// Waiting Pods whose words are brought up to date at a time.
 const RETELL_BATCH: usize = 200;
+
+/// Words about waiting Pods are written at once for this many Pods …
+const WORDS_AT_ONCE: usize = 200;
+/// … and then for this many …
+const WORDS_A_LUMP: usize = 20;
+/// … each of these: 100 a second, twice what Kubernetes' scheduler may send (50 a second, all its
+/// writes together). A flood of Pods that fit nowhere shall not triple its own writes.
+const LUMP_EVERY: Duration = Duration::from_millis(200);
+
+/// How many words may be written now.
+#[derive(Debug, Default)]
+struct Words {
+    used: usize,
+    /// When the next lump is given back; `None`: nothing is used.
+    lump_at: Option<Instant>,
+}
+
+impl Words {
+    fn left(&self, now: Instant) -> usize {
+        let lumps = match self.lump_at {
+            Some(at) if at <= now => 1 + (now - at).as_millis() / LUMP_EVERY.as_millis(),
+            _ => 0,
+        };
+        let given_back = usize::try_from(lumps).unwrap_or(usize::MAX).saturating_mul(WORDS_A_LUMP);
+        WORDS_AT_ONCE - self.used.saturating_sub(given_back)
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let left = self.left(now);
+        if left == 0 {
+            return false;
+        }
+        self.used = WORDS_AT_ONCE - left + 1;
+        if self.lump_at.is_none_or(|at| at <= now) {
+            self.lump_at = Some(now + LUMP_EVERY);
+        }
+        true
+    }
+}
 
 /// What the machine wants written.
 #[derive(Debug, Clone)]
@@ -76,7 +115,8 @@ pub struct Scheduler {
     /// Nodes that changed in favour of waiting Pods.
     better: BTreeSet<Arc<str>>,
     retell_at: Option<Instant>,
-    retell: Vec<PodKey>,
+    retell: VecDeque<PodKey>,
+    words: Words,
     sequence: u64,
     /// Where the search for nodes begins: equal nodes take turns.
     rotation: usize,
@@ -139,16 +179,24 @@ impl Scheduler {
     pub fn schedule(&mut self, max: usize, now: Instant) -> Vec<Decision> {
         let mut out = Vec::new();
         self.retry_waiting(max, &mut out, now);
+        let mut looked = 0;
         while out.len() < max
+            && looked < max
             && let Some((priority, seq, key)) = self.active.pop_first()
         {
+            looked += 1;
             let Some(info) = self.pods.get(&key).map(|e| e.info.clone()) else { continue };
             if let Some(index) = self.choose(&info) {
                 out.push(self.assume(info, seq, index));
                 continue;
             }
-            let message = explain(&info, self.nodes.iter());
             self.waiting.insert((priority, seq, key.clone()));
+            if !self.words.take(now) {
+                self.set_state(&key, State::Waiting(seq, Arc::from("")));
+                self.retell.push_back(key);
+                continue;
+            }
+            let message = explain(&info, self.nodes.iter());
             self.set_state(&key, State::Waiting(seq, Arc::from(message.as_str())));
             out.push(Decision::Unschedulable { pod: info, message });
         }
@@ -160,13 +208,15 @@ impl Scheduler {
     pub fn has_work(&self, now: Instant) -> bool {
         !self.active.is_empty()
             || (!self.better.is_empty() && !self.waiting.is_empty())
-            || !self.retell.is_empty()
+            || (!self.retell.is_empty() && self.words.left(now) > 0)
             || (self.retell_at.is_some_and(|t| t <= now) && !self.waiting.is_empty())
     }
 
     /// When it will have something to decide by time alone.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.waiting.is_empty() { None } else { self.retell_at }
+        let words = if self.retell.is_empty() { None } else { self.words.lump_at };
+        let retell = if self.waiting.is_empty() { None } else { self.retell_at };
+        words.into_iter().chain(retell).min()
     }
 
     /// A binding was not written: the Pod's turn comes again. `stale`: the version that turned
@@ -190,7 +240,7 @@ impl Scheduler {
             && let State::Waiting(_, told) = &mut entry.state
         {
             *told = Arc::from("");
-            self.retell.push(key.clone());
+            self.retell.push_back(key.clone());
         }
     }
 
@@ -296,12 +346,16 @@ impl Scheduler {
         }
         let room = max.saturating_sub(out.len()).min(RETELL_BATCH);
         for _ in 0..room {
-            let Some(key) = self.retell.pop() else { return };
+            if self.words.left(now) == 0 {
+                return;
+            }
+            let Some(key) = self.retell.pop_front() else { return };
             let Some(entry) = self.pods.get(&key) else { continue };
             let State::Waiting(seq, told) = &entry.state else { continue };
             let (seq, info) = (*seq, entry.info.clone());
             let message = explain(&info, self.nodes.iter());
             if **told != *message {
+                self.words.take(now);
                 self.set_state(&key, State::Waiting(seq, Arc::from(message.as_str())));
                 out.push(Decision::Unschedulable { pod: info, message });
             }

@@ -143,6 +143,33 @@ fn words_about_waiting_pods_follow_the_nodes() {
 }
 
 #[test]
+fn a_flood_of_pods_that_fit_nowhere_is_told_of_bit_by_bit() {
+    let mut s = Scheduler::new();
+    add_node(&mut s, node("a", "1", "8Gi"));
+    for i in 0..300 {
+        add(&mut s, wanting(&format!("p{i}"), "2", "1Gi"));
+    }
+    let begun = Instant::now();
+    let mut told = std::collections::BTreeSet::new();
+    assert_eq!(s.schedule(1_000, begun).len(), 200);
+    assert!(!s.has_work(begun));
+    assert_eq!(s.waiting(), 300);
+    add(&mut s, wanting("small", "500m", "1Gi"));
+    assert!(matches!(&s.schedule(1_000, begun)[..], [Decision::Bind { .. }]), "bindings are not held up");
+    let mut now = begun;
+    while told.len() < 100 {
+        now = s.next_deadline().unwrap().max(now);
+        for decision in s.schedule(1_000, now) {
+            let Decision::Unschedulable { pod, .. } = decision else { panic!("{decision:?}") };
+            assert!(told.insert(pod.key.1.to_string()), "told of once");
+        }
+    }
+    let took = now - begun;
+    assert!(took >= Duration::from_millis(900) && took <= Duration::from_millis(1_200), "{took:?}");
+    assert!(s.next_deadline().is_none() && !s.has_work(now));
+}
+
+#[test]
 fn a_refused_binding_gives_the_room_back() {
     let mut s = Scheduler::new();
     add_node(&mut s, node("a", "1", "8Gi"));

@@ -3,7 +3,7 @@
 //! Bounded by count and by logged time, both constants: forgetting decides outcomes, so every
 //! member must forget at the same entry.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -28,7 +28,8 @@ pub(super) struct Remembered {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     order: VecDeque<Remembered>,
-    by_key: BTreeMap<RequestKey, Arc<[u64]>>,
+    /// Looked up only, never walked: its order decides nothing.
+    by_key: HashMap<RequestKey, Arc<[u64]>>,
 }
 
 impl Requests {

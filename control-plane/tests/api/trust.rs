@@ -117,7 +117,9 @@ async fn an_agents_key_does_not_reach_further_than_its_node() {
 async fn a_netds_key_reads_the_network_and_no_more() {
     let bed = Bed::start().await;
     let (admin, netd) = (bed.admin(), bed.client(&Identity::Netd("n1".into())));
-    create(&admin, "Pod", &pod("a")).await.unwrap();
+    let mut bound = pod("a");
+    bound["spec"]["nodeName"] = json!("n1");
+    create(&admin, "Pod", &bound).await.unwrap();
     assert_eq!(list(&netd, "", "Pod", api::Projection::Network).await.unwrap(), 1);
     assert_eq!(list(&netd, "", "Node", FULL).await.unwrap(), 0);
     assert!(list(&netd, "", "Namespace", FULL).await.unwrap() >= 2);

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, TryStreamExt, stream};
+
 use super::report::percentile;
 use crate::{Error, Result};
 
@@ -60,4 +62,15 @@ where
     #[allow(clippy::cast_precision_loss)]
     let per_second = all.len() as f64 / seconds;
     Ok(Load { per_second, p50_millis: percentile(&all, 0.5), p99_millis: percentile(&all, 0.99) })
+}
+
+/// Runs `call` for each item, `at_once` of them at a time; the first error ends it.
+pub async fn each<T, F, Fut>(items: impl IntoIterator<Item = T>, at_once: usize, call: F) -> Result<()>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = std::result::Result<(), String>>,
+{
+    let calls = stream::iter(items).map(call).buffer_unordered(at_once);
+    let done = calls.try_for_each(|()| std::future::ready(Ok(()))).await;
+    done.map_err(|why| Error::Format { what: "a request of many".to_owned(), why })
 }

@@ -12,7 +12,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use trellis_proto::{api::CreateRequest, client::request_id};
+use tonic::Code;
+use trellis_proto::{
+    api::{CreateRequest, DeleteRequest},
+    client::{Connection, request_id},
+};
 
 use super::{
     Bench, load,
@@ -29,6 +33,7 @@ use crate::{
 const LENGTH: Duration = Duration::from_secs(4);
 const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 6;
+const REMOVED_AT_ONCE: usize = 64;
 /// Pods started one after another.
 const SINGLE_STARTS: usize = 20;
 /// Pods started at once.
@@ -68,7 +73,24 @@ pub(super) fn creates(bench: &mut Bench<'_>) -> Result<()> {
         let peer = "kube-apiserver 1.36, recorded";
         bench.report.add(Figure::beside(name, "/s", rates, peer, vec![kube], Aim::RatioAtLeast(5000.0 / kube)));
     }
+    // Too many to be removed one after the other.
+    let all = serial.load(Ordering::Relaxed);
+    let remove = |n: u64| delete(connections[n as usize % CONNECTIONS].clone(), format!("idle{n}"));
+    runtime.block_on(load::each(0..all, REMOVED_AT_ONCE, remove))?;
     remove_all(bench.api)
+}
+
+async fn delete(connection: Connection, name: String) -> std::result::Result<(), String> {
+    let request = DeleteRequest {
+        key: Some(key("Pod", "default", &name)),
+        grace_period_seconds: Some(0),
+        request_id: request_id(),
+        ..DeleteRequest::default()
+    };
+    match connection.resources().delete(request).await {
+        Err(status) if status.code() != Code::NotFound => Err(status.message().to_owned()),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn start(bench: &mut Bench<'_>) -> Result<()> {

@@ -123,6 +123,8 @@ pub struct Selectors {
     fields: FieldSelector,
     /// What the caller's role adds: a field that must have a value.
     forced: Option<(&'static str, String)>,
+    /// Only Pods that are bound to a node.
+    bound: bool,
 }
 
 impl Selectors {
@@ -135,12 +137,18 @@ impl Selectors {
         let labels = LabelSelector::parse(labels).map_err(bad)?;
         let fields = FieldSelector::parse(fields).map_err(bad)?;
         fields.check(kind).map_err(bad)?;
-        Ok(Self { labels, fields, forced: None })
+        Ok(Self { labels, fields, forced: None, bound: false })
     }
 
     /// Also requires a field to have a value.
     pub fn force(&mut self, field: &'static str, value: String) {
         self.forced = Some((field, value));
+    }
+
+    /// Also leaves out Pods that no node has: they have no address, so the network has nothing
+    /// to do for them, and there may be very many.
+    pub fn only_bound(&mut self) {
+        self.bound = true;
     }
 
     /// A value that the field must have, for the store's own filter.
@@ -153,7 +161,7 @@ impl Selectors {
 
     /// Does every object match?
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything() && self.forced.is_none()
+        self.labels.is_everything() && self.fields.is_everything() && self.forced.is_none() && !self.bound
     }
 
     /// Does this version match?
@@ -162,6 +170,9 @@ impl Selectors {
             return true;
         }
         let index = &object.object.index;
+        if self.bound && index.field("spec.nodeName").is_none() {
+            return false;
+        }
         if !self.labels.is_everything() && !self.labels.matches(&index.labels) {
             return false;
         }

@@ -94,6 +94,9 @@ impl Ops {
             Rule::Named(name) => selectors.force("metadata.name", name.clone()),
             _ => {}
         }
+        if network {
+            selectors.only_bound();
+        }
         Ok((rule, selectors, network))
     }
 

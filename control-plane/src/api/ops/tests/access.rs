@@ -136,6 +136,7 @@ async fn an_agent_registers_its_own_node_and_decides_little_about_it() {
 async fn a_netd_reads_the_network_and_writes_nothing() {
     let bed = Bed::new().await;
     bed.create(Kind::Pod, &pod("p")).await.unwrap();
+    bed.bind("p", "n2").await;
     bed.create(Kind::Node, &node("n2")).await.unwrap();
     let me = netd("n1");
     assert_eq!(listed(&bed, &me, Kind::Node, false).await.unwrap(), ["n2"]);

@@ -74,8 +74,11 @@ async fn selectors_choose_and_page_together() {
 async fn the_network_projection_is_slim_and_of_pods_only() {
     let bed = Bed::new().await;
     bed.create(Kind::Pod, &pod("p")).await.unwrap();
+    bed.create(Kind::Pod, &pod("nowhere-yet")).await.unwrap();
+    bed.bind("p", "n1").await;
     let args = ListArgs { network: true, ..ListArgs::default() };
     let all = bed.ops.list(&admin(), &Target::new(Kind::Pod, "", ""), &args).await.unwrap();
+    assert_eq!(all.items.len(), 1, "no node has the other: it has no address");
     let slim = read(&all.items[0]);
     assert_eq!(slim["spec"]["containers"], json!([{"name": "a"}]));
     assert_eq!(slim["metadata"]["labels"], json!({"app": "web"}));

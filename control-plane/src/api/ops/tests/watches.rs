@@ -75,6 +75,9 @@ async fn a_netd_hears_only_of_what_it_can_see() {
     bed.create(Kind::Pod, &pod("a")).await.unwrap();
     let args = WatchArgs { network: true, ..WatchArgs::default() };
     let mut watch = bed.ops.watch(&netd("n1"), &all_pods(), &args).await.unwrap();
+    // A Pod comes into sight when a node gets it.
+    let WatchItem::Bookmark(_) = next(&mut watch).await else { panic!("there is nothing to see yet") };
+    bed.bind("a", "n1").await;
     assert_eq!(change(&mut watch).await.0, WatchKind::Added);
     let place = target(Kind::Pod, "a");
     let hidden = json!({"metadata": {"annotations": {"x": "y"}}});
@@ -88,7 +91,8 @@ async fn a_netd_hears_only_of_what_it_can_see() {
             other => panic!("{other:?}"),
         }
     }
-    bed.bind("a", "n1").await;
+    let seen = json!({"metadata": {"labels": {"tier": "front"}}});
+    bed.patch(&admin(), &place, Part::Main, seen).await.unwrap();
     assert_eq!(change(&mut watch).await.0, WatchKind::Modified);
 }
 
