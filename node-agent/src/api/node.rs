@@ -25,8 +25,11 @@ const CONFLICTS_EXPECTED: u32 = 5;
 const PODS_MAX: i64 = 200;
 /// Kept for the node itself (kubelet's hard eviction threshold).
 const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
-/// Below this share of free disk the node reports DiskPressure (kubelet: nodefs.available<10%).
+/// Below this share of free disk (kubelet: nodefs.available<10%) …
 const DISK_FREE_MIN: f64 = 0.10;
+/// … and with less than this the node reports DiskPressure: a tenth of a large disk holds many
+/// images yet.
+const DISK_FREE_MIN_BYTES: u64 = 10 << 30;
 
 /// What the kernel says about the machine.
 #[derive(Clone, Debug)]
@@ -241,17 +244,18 @@ impl NodeReporter {
                 last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(time(now))),
             }
         };
-        let free =
-            rustix::fs::statvfs(&self.data_dir).map_or(1.0, |s| s.f_bavail as f64 / (s.f_blocks as f64).max(1.0));
         let memory_low = meminfo("MemAvailable").is_some_and(|b| b < MEMORY_RESERVED_BYTES);
-        let disk_low = free < DISK_FREE_MIN;
+        // A disk that cannot be asked is not called full.
+        let disk_low = rustix::fs::statvfs(&self.data_dir).is_ok_and(|s| {
+            (s.f_bavail as f64) < DISK_FREE_MIN * s.f_blocks as f64 && s.f_bavail * s.f_frsize < DISK_FREE_MIN_BYTES
+        });
         let mut all = vec![
             match memory_low {
                 true => condition("MemoryPressure", true, "NodeHasInsufficientMemory", "less than 100Mi are available"),
                 false => condition("MemoryPressure", false, "NodeHasSufficientMemory", "enough memory is available"),
             },
             match disk_low {
-                true => condition("DiskPressure", true, "NodeHasDiskPressure", "less than 10% of the disk are free"),
+                true => condition("DiskPressure", true, "NodeHasDiskPressure", "less than 10% of the disk and less than 10 GiB are free"),
                 false => condition("DiskPressure", false, "NodeHasNoDiskPressure", "enough of the disk is free"),
             },
             condition("PIDPressure", false, "NodeHasSufficientPID", "enough process ids are available"),
