@@ -2,6 +2,7 @@
 
 mod daemons;
 mod faults;
+mod members;
 mod policy;
 mod registry;
 mod slice;
@@ -29,6 +30,9 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
     Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
     Scenario { name: "a_wiped_member_joins_anew_and_catches_up", body: faults::wiped_member },
+    Scenario { name: "a_removed_member_is_told_so_and_its_wiped_machine_joins_anew", body: members::removed_and_back },
+    Scenario { name: "a_leader_without_its_majority_is_not_told_as_leader", body: members::cut_off_leader },
+    Scenario { name: "a_followed_log_outlives_the_member_it_came_through", body: members::followed_log },
     Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
     Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
     Scenario { name: "real_images_are_pulled_from_a_real_registry", body: registry::real_software },
