@@ -15,6 +15,7 @@ mod podman;
 mod podns;
 mod pods;
 mod report;
+mod starts;
 mod traffic;
 mod writes;
 
@@ -62,7 +63,7 @@ const GROUPS: &[Group] = &[
     ("memory", memory::idle),
     ("api-writes", writes::run),
     ("pod-creates", pods::creates),
-    ("pod-start", pods::start),
+    ("pod-start", starts::run),
     ("pod-start-beside-podman", beside::run),
     ("pod-network", network::run),
     ("memory-with-pods", memory::with_pods),

@@ -1,8 +1,7 @@
-//! Pods: how many objects a second the whole API path takes, and how long from `create` to the
-//! first packet answered.
+//! Pods as objects: how many a second the whole API path takes; and what the groups that run Pods
+//! share.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,12 +19,11 @@ use trellis_proto::{
 
 use super::{
     Bench, load,
-    report::{Aim, Figure, percentile},
+    report::{Aim, Figure},
     writes::connections,
 };
 use crate::{
     Error, Result,
-    backend::Backend,
     cluster::{Api, api::key},
     wait, workload,
 };
@@ -34,11 +32,6 @@ const LENGTH: Duration = Duration::from_secs(4);
 const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 6;
 const REMOVED_AT_ONCE: usize = 64;
-/// Pods started one after another.
-const SINGLE_STARTS: usize = 20;
-/// Pods started at once.
-const AT_ONCE: usize = 30;
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// kube-apiserver 1.36 on one etcd, measured on a machine of this size: Pods a second.
 const KUBE_APISERVER: [(usize, f64); 2] = [(16, 967.0), (64, 1128.0)];
@@ -90,57 +83,6 @@ async fn delete(connection: Connection, name: String) -> std::result::Result<(),
     match connection.resources().delete(request).await {
         Err(status) if status.code() != Code::NotFound => Err(status.message().to_owned()),
         _ => Ok(()),
-    }
-}
-
-pub(super) fn start(bench: &mut Bench<'_>) -> Result<()> {
-    workload::provide(bench.lab.layout(), bench.lab.bin_dir())?;
-    let from = bench.lab.topology().nodes[0].name.clone();
-    let mut singles = Vec::new();
-    for i in 0..SINGLE_STARTS {
-        bench.progress.now(&format!("Pod {} of {SINGLE_STARTS}", i + 1));
-        singles.push(answered(bench, &from, &format!("one{i}"))?);
-    }
-    remove_all(bench.api)?;
-    let begin = Instant::now();
-    let names: Vec<String> = (0..AT_ONCE).map(|i| format!("many{i}")).collect();
-    for name in &names {
-        bench.api.apply(&pod(name, &json!({})))?;
-    }
-    wait::until("all Pods Running", START_LIMIT, || {
-        let pods = bench.api.list("Pod", "default", "app=bench").map_err(|e| e.to_string())?;
-        let running = pods.iter().filter(|p| p["status"]["phase"] == "Running").count();
-        if running == AT_ONCE { Ok(()) } else { Err(format!("{running} of {AT_ONCE} are Running")) }
-    })?;
-    let many = begin.elapsed().as_secs_f64();
-    let peer = "kubelet with containerd, recorded";
-    let of = |share| vec![percentile(&singles, share)];
-    let report = &mut *bench.report;
-    report.add(Figure::beside("Pod create to first answer, p50", "ms", of(0.5), peer, vec![480.0], Aim::AtMost(100.0)));
-    report.add(Figure::limit("Pod create to first answer, p99", "ms", of(0.99), Aim::AtMost(400.0)));
-    report.add(Figure::beside("30 Pods at once, all Running", "s", vec![many], peer, vec![4.0], Aim::AtMost(1.0)));
-    remove_all(bench.api)
-}
-
-/// Milliseconds from sending `create` to the first answer over HTTP from another node.
-fn answered(bench: &Bench<'_>, from: &str, name: &str) -> Result<f64> {
-    let begin = Instant::now();
-    bench.api.apply(&pod(name, &json!({})))?;
-    let address = wait::until(&format!("Pod {name} has an address"), START_LIMIT, || {
-        let pod = bench.api.get("Pod", "default", name).map_err(|e| e.to_string())?.unwrap_or_default();
-        let running = pod["status"]["phase"] == "Running";
-        let ip = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok());
-        ip.filter(|_| running).ok_or_else(|| format!("phase {}", pod["status"]["phase"]))
-    })?;
-    let address = SocketAddr::new(address, workload::web::PORT);
-    loop {
-        if bench.lab.http_get(from, address, "/", Duration::from_secs(1)).is_ok() {
-            return Ok(begin.elapsed().as_secs_f64() * 1e3);
-        }
-        if begin.elapsed() > START_LIMIT {
-            return Err(Error::Format { what: format!("Pod {name}"), why: "it never answered".to_owned() });
-        }
-        thread::sleep(Duration::from_millis(1));
     }
 }
 
