@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use trellis_proto::file;
 pub use trellis_proto::file::FileError as StoreError;
+use trellis_proto::node_config::write_private;
 
 use crate::cluster::Cluster;
 use crate::ipam::Ipam;
@@ -49,6 +51,12 @@ impl Store {
         file::write_compact(&self.folder.join("ipam.json"), ipam)
     }
 
+    /// Writes the allocations on a thread of its own: while the disk works, the kernel can be worked
+    /// on. They are on disk when the thread has ended with `Ok`.
+    pub fn save_ipam_beside(&self, ipam: &Ipam) -> Result<Saving, StoreError> {
+        write_beside(self.folder.join("ipam.json"), ipam)
+    }
+
     /// What was last known of the cluster; None on the first start.
     pub fn load_cluster(&self) -> Result<Option<Cluster>, StoreError> {
         let file: Option<ClusterFile<Cluster>> = file::read(&self.folder.join("cluster.json"), VERSION)?;
@@ -58,6 +66,11 @@ impl Store {
     /// Writes what is known of the cluster.
     pub fn save_cluster(&self, cluster: &Cluster) -> Result<(), StoreError> {
         file::write_compact(&self.folder.join("cluster.json"), &ClusterFile { version: VERSION, cluster })
+    }
+
+    /// Writes what is known of the cluster on a thread of its own.
+    pub fn save_cluster_beside(&self, cluster: &Cluster) -> Result<Saving, StoreError> {
+        write_beside(self.folder.join("cluster.json"), &ClusterFile { version: VERSION, cluster })
     }
 
     /// The highest gossip epoch used so far; 0 on the first start.
@@ -70,4 +83,14 @@ impl Store {
     pub fn save_epoch(&self, epoch: u64) -> Result<(), StoreError> {
         file::write_compact(&self.folder.join("gossip-epoch.json"), &EpochFile { version: VERSION, epoch })
     }
+}
+
+/// A file that is being written beside.
+pub type Saving = JoinHandle<Result<(), StoreError>>;
+
+fn write_beside<T: Serialize>(path: PathBuf, value: &T) -> Result<Saving, StoreError> {
+    let json = serde_json::to_vec(value).map_err(|source| StoreError::Parse { path: path.clone(), source })?;
+    let at = path.clone();
+    let write = move || write_private(&at, &json).map_err(StoreError::io(&at));
+    std::thread::Builder::new().name("save".into()).spawn(write).map_err(StoreError::io(&path))
 }

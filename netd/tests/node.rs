@@ -310,6 +310,34 @@ fn a_restart_adopts_everything_and_breaks_no_connection() {
 }
 
 #[test]
+fn what_a_death_before_the_disk_left_in_the_kernel_is_removed() {
+    if cannot_run("what_a_death_before_the_disk_left_in_the_kernel_is_removed") {
+        return;
+    }
+    let (mut n1, _n2) = TestNode::two();
+    let (a, a_ip) = n1.attach("a", json!({}));
+    let file = n1.folder.path().join("ipam.json");
+    let before = std::fs::read(&file).unwrap();
+    let (b, _) = n1.attach("b", json!({}));
+    let has = |n1: &TestNode, uid| {
+        n1.netns.rtnl(|rtnl| rtnl.links().unwrap()).iter().any(|link| link.name == host_interface(uid))
+    };
+    assert!(has(&n1, "b"));
+    n1.stop();
+    // As if it was killed after the kernel's work, before the file was written: nobody was answered.
+    std::fs::write(&file, before).unwrap();
+    n1.start();
+    eventually("b's interface is gone", S(5), || !has(&n1, "b"));
+    assert!(has(&n1, "a"), "one that is known stays");
+    n1.hand_over("a", &a);
+    n1.hand_over("b", &b);
+    assert_eq!(n1.try_attach("a").unwrap().address, a_ip);
+    n1.try_attach("b").unwrap();
+    a.echo(80);
+    assert!(b.reaches(a_ip, 80));
+}
+
+#[test]
 fn a_detached_pod_leaves_nothing_and_its_address_rests() {
     if cannot_run("a_detached_pod_leaves_nothing_and_its_address_rests") {
         return;

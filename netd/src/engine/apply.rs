@@ -32,7 +32,6 @@ impl Engine {
         let asked = std::mem::take(&mut self.dirty) | !self.detached.is_empty();
         let looked = std::mem::take(&mut self.look);
         let inspect = std::mem::take(&mut self.inspect);
-        let revision = self.cluster.revision();
         self.failed.clear();
         let done = self.apply_all(looked, &inspect);
         match done {
@@ -41,10 +40,7 @@ impl Engine {
                     self.repairs += repairs;
                     tracing::warn!(repairs, "repaired drift in the kernel");
                 }
-                if revision != self.applied {
-                    self.applied = revision;
-                    self.applied_out.send_replace(revision);
-                }
+                self.note_applied();
                 Ok(())
             }
             Err(error) => {
@@ -54,6 +50,27 @@ impl Engine {
                 self.table = None;
                 Err(error)
             }
+        }
+    }
+
+    /// What changed in the cluster means nothing to this node: the kernel need not be asked. Most
+    /// changes are such: every node hears of every Pod.
+    pub(super) fn is_as_wanted(&mut self) -> bool {
+        let settled = self.inspect.is_empty() && self.gone.is_empty() && self.failed.is_empty();
+        let (Some(routes), Some(_), Some(_)) = (&self.routes, &self.links, &self.table) else { return false };
+        if !settled || self.desired_routes(routes.source) != *routes {
+            return false;
+        }
+        let policies = self.compile_policies();
+        self.policies.as_ref() == Some(&policies)
+    }
+
+    /// Everything up to the cluster's present revision is in the kernel.
+    pub(super) fn note_applied(&mut self) {
+        let revision = self.cluster.revision();
+        if revision != self.applied {
+            self.applied = revision;
+            self.applied_out.send_replace(revision);
         }
     }
 
@@ -106,10 +123,10 @@ impl Engine {
             // all after the table, and with it tracking, was away for a moment.
             let _ = sysctl::set("netfilter/nf_conntrack_tcp_be_liberal", "1");
         }
-        if !wanted_before || !self.gone.is_empty() {
+        if !self.gone.is_empty() || narrows(self.policies.as_ref(), &policies) {
             self.cut_connections(&policies, own)?;
-            self.policies = Some(policies);
         }
+        self.policies = Some(policies);
         Ok(repairs)
     }
 
@@ -277,11 +294,9 @@ impl Engine {
 
     // ---- routes ---------------------------------------------------------------------------
 
-    fn apply_routes(&mut self, underlay: Option<(u32, Ipv4Network)>) -> Result<u64, KernelError> {
-        let mut desired = DesiredRoutes {
-            routes: self.cluster.node_routes(&self.config.node_name, &self.view, self.api_is_fresh()),
-            source: underlay.map(|_| self.config.advertise),
-        };
+    fn desired_routes(&self, source: Option<Ipv4Addr>) -> DesiredRoutes {
+        let routes = self.cluster.node_routes(&self.config.node_name, &self.view, self.api_is_fresh());
+        let mut desired = DesiredRoutes { routes, source };
         if let Some(ipam) = &self.ipam {
             // What nobody here has must not go out by a default route.
             desired.routes.insert(ipam.cidr(), Hop::Nowhere);
@@ -289,6 +304,11 @@ impl Engine {
                 desired.routes.insert(host_route(address), Hop::Interface(host_interface(uid)));
             }
         }
+        desired
+    }
+
+    fn apply_routes(&mut self, underlay: Option<(u32, Ipv4Network)>) -> Result<u64, KernelError> {
+        let desired = self.desired_routes(underlay.map(|_| self.config.advertise));
         let interfaces = self.rtnl.links()?.into_iter().map(|link| (link.name, link.index)).collect();
         let actual = ActualRoutes { routes: self.rtnl.routes()?, interfaces, underlay };
         self.tell_off_link(routes::off_link(&desired, &actual));
@@ -323,6 +343,13 @@ impl Engine {
         }
         self.off_link = now;
     }
+}
+
+/// May a connection exist that the new policies forbid and the old ones did not? A Pod that has only
+/// just got its address has none, and to look is dear: the kernel walks a table that all network
+/// namespaces share.
+fn narrows(old: Option<&BTreeMap<Ipv4Addr, PodPolicy>>, new: &BTreeMap<Ipv4Addr, PodPolicy>) -> bool {
+    old.is_none_or(|old| old.iter().any(|(address, policy)| new.get(address) != Some(policy)))
 }
 
 fn look_inside(rtnl: &mut Rtnl) -> Result<PodSide, KernelError> {

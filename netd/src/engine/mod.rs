@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   API watches ─┐
-//!   gossip view ─┤                 ┌── ipam (on disk before an answer)
+//!   gossip view ─┤                 ┌── ipam (on disk before an answer, beside the kernel's work)
 //!   attach.sock ─┼─ Event ─► work ─┼── policy ─► links ─► routes      (plan, execute)
 //!   handoff.sock ┤                 └── answers, applied revision
 //!   kernel events, ticks
@@ -38,7 +38,7 @@ use crate::kernel::rtnl::Rtnl;
 use crate::links::DesiredLinks;
 use crate::policy::ActualTable;
 use crate::routes::DesiredRoutes;
-use crate::store::{Store, StoreError};
+use crate::store::{Saving, Store, StoreError};
 
 /// Events waiting for the engine.
 pub const QUEUE: usize = 1024;
@@ -104,6 +104,10 @@ pub struct Engine {
     last_resync: Instant,
     unsaved: bool,
     last_save: Instant,
+    /// The cluster's state on its way to the disk.
+    saving: Option<Saving>,
+    /// The allocator knows something that its file may learn later.
+    ipam_unsaved: bool,
     applied: u64,
     repairs: u64,
     pod_cidr_out: watch::Sender<Option<Ipv4Network>>,
@@ -173,6 +177,8 @@ impl Engine {
             last_resync: now,
             unsaved: false,
             last_save: now,
+            saving: None,
+            ipam_unsaved: false,
             applied: 0,
             repairs: 0,
             pod_cidr_out,
@@ -184,6 +190,7 @@ impl Engine {
 
     /// Works until nobody can send events any more.
     pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.remove_half_made();
         self.work();
         while let Some(event) = events.blocking_recv() {
             self.on_event(event);
@@ -195,7 +202,12 @@ impl Engine {
             }
             self.work();
         }
-        self.save_cluster();
+        if let Some(saving) = self.saving.take() {
+            self.saved(saving);
+        }
+        if let Err(error) = self.store.save_cluster(&self.cluster) {
+            tracing::error!(%error, "cannot store what is known of the cluster");
+        }
     }
 
     fn now(&self) -> Duration {
@@ -264,6 +276,12 @@ impl Engine {
             self.api_heard = None;
             self.dirty = true;
         }
+        if std::mem::take(&mut self.ipam_unsaved)
+            && let Err(error) = self.save_allocations()
+        {
+            tracing::error!(%error, "cannot store the allocations");
+            self.ipam_unsaved = true;
+        }
         if self.unsaved && self.last_save.elapsed() >= SAVE_PERIOD {
             self.save_cluster();
         }
@@ -289,11 +307,27 @@ impl Engine {
         });
     }
 
+    /// Beside, for an Attach must not wait for it.
     fn save_cluster(&mut self) {
+        match self.saving.take() {
+            Some(saving) if !saving.is_finished() => {
+                self.saving = Some(saving);
+                return;
+            }
+            Some(saving) => self.saved(saving),
+            None => {}
+        }
         self.last_save = Instant::now();
-        match self.store.save_cluster(&self.cluster) {
-            Ok(()) => self.unsaved = false,
+        match self.store.save_cluster_beside(&self.cluster) {
+            Ok(saving) => (self.saving, self.unsaved) = (Some(saving), false),
             Err(error) => tracing::error!(%error, "cannot store what is known of the cluster"),
+        }
+    }
+
+    fn saved(&mut self, saving: Saving) {
+        if let Err(error) = finish(saving) {
+            tracing::error!(%error, "cannot store what is known of the cluster");
+            self.unsaved = true;
         }
     }
 
@@ -313,6 +347,11 @@ impl Engine {
             repairs: self.repairs,
         }
     }
+}
+
+/// Waits for what is written beside. Writing panics nowhere.
+fn finish(saving: Saving) -> Result<(), StoreError> {
+    saving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Gossip's addresses of these machines.

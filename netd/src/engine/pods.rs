@@ -1,5 +1,6 @@
 //! Attaching and detaching Pods, and the node's allocator.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,24 +11,58 @@ use crate::ipam::Ipam;
 use crate::kernel::KernelError;
 use crate::kernel::rtnl::Target;
 use crate::links::{HOST_PREFIX, host_interface};
+use crate::store::Saving;
 
 impl Engine {
     /// Does what is to do: allocations, kernel, answers.
     pub(super) fn work(&mut self) {
         self.ensure_ipam();
         self.settle_addresses();
-        let ready = self.admit();
+        let (ready, saving) = self.admit();
         if !self.cluster.is_complete() {
             return self.answer(ready, Ok(()));
         }
         if !self.dirty && !self.look && ready.is_empty() && self.detached.is_empty() {
             return;
         }
+        if !self.look && ready.is_empty() && self.detached.is_empty() && self.is_as_wanted() {
+            self.dirty = false;
+            self.note_applied();
+            return;
+        }
         let done = self.apply();
         if let Err(error) = &done {
             tracing::error!(%error, "not everything is in the kernel; trying again");
         }
-        self.answer(ready, done.map_err(Arc::new));
+        let stored = saving.map_or(Ok(()), |saving| super::finish(saving).map_err(Arc::new));
+        match stored {
+            Ok(()) => self.answer(ready, done.map_err(Arc::new)),
+            Err(error) => {
+                tracing::error!(%error, "cannot store the allocations");
+                self.ipam_unsaved = true;
+                for attach in ready {
+                    let _ = attach.reply.send(Err(EngineError::Store(Arc::clone(&error))));
+                }
+                self.answer(Vec::new(), done.map_err(Arc::new));
+            }
+        }
+    }
+
+    /// Interfaces without an allocation: netd died after making them and before its file was
+    /// written, so nobody was answered; or after a Pod was detached and before they were removed.
+    pub(super) fn remove_half_made(&mut self) {
+        let Some(ipam) = &self.ipam else { return };
+        let known: BTreeSet<String> = ipam.in_use().map(|(uid, _)| host_interface(uid)).collect();
+        let links = match self.rtnl.links() {
+            Ok(links) => links,
+            Err(error) => return tracing::error!(%error, "cannot look for half-made interfaces"),
+        };
+        for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX) && !known.contains(&link.name)) {
+            tracing::info!(interface = link.name, "removing an interface that belongs to no allocation");
+            if let Err(error) = self.rtnl.delete_link(&link.name) {
+                tracing::error!(interface = link.name, %error, "cannot remove it");
+            }
+        }
     }
 
     /// The node's pod CIDR becomes known, or (with no Pod here) changes.
@@ -86,15 +121,15 @@ impl Engine {
         let (revision, cluster) = (self.cluster.revision(), &self.cluster);
         if let Some(ipam) = &mut self.ipam
             && ipam.note_gone(revision, |uid| cluster.shows_pod(uid))
-            && let Err(error) = self.store.save_ipam(ipam)
         {
-            tracing::error!(%error, "cannot store the allocations");
+            // Lost, it is noted again, at a later revision: safe, so no Attach waits for it.
+            self.ipam_unsaved = true;
         }
     }
 
     /// Gives addresses to waiting Pods; answers at once those that cannot have one. What is
-    /// returned has its address on disk.
-    fn admit(&mut self) -> Vec<PendingAttach> {
+    /// returned has its address on disk once the writing that is returned has ended.
+    fn admit(&mut self) -> (Vec<PendingAttach>, Option<Saving>) {
         let now = self.now();
         let mut ready = Vec::new();
         let mut refused: Vec<(PendingAttach, EngineError)> = Vec::new();
@@ -130,19 +165,27 @@ impl Engine {
             }
         }
         self.pending = waiting;
-        if allocated && let Err(error) = self.save_allocations() {
-            for attach in ready.drain(..) {
-                refused.push((attach, EngineError::Store(Arc::clone(&error))));
+        let mut saving = None;
+        let unsaved = allocated || (self.ipam_unsaved && !ready.is_empty());
+        if unsaved && let Some(ipam) = &self.ipam {
+            match self.store.save_ipam_beside(ipam) {
+                Ok(begun) => (saving, self.ipam_unsaved) = (Some(begun), false),
+                Err(error) => {
+                    self.ipam_unsaved = true;
+                    let error = Arc::new(error);
+                    let store = |attach| (attach, EngineError::Store(Arc::clone(&error)));
+                    refused.extend(ready.drain(..).map(store));
+                }
             }
         }
         self.dirty |= allocated;
         for (attach, error) in refused {
             let _ = attach.reply.send(Err(error));
         }
-        ready
+        (ready, saving)
     }
 
-    fn save_allocations(&self) -> Result<(), Arc<crate::store::StoreError>> {
+    pub(super) fn save_allocations(&self) -> Result<(), Arc<crate::store::StoreError>> {
         match &self.ipam {
             Some(ipam) => self.store.save_ipam(ipam).map_err(Arc::new),
             None => Ok(()),
@@ -178,11 +221,12 @@ impl Engine {
                     Some(address) => {
                         Ok(Attachment { address, gateway: ipam.gateway(), mtu: self.mtu, revision: self.applied })
                     }
-                    None => Err(EngineError::NotHandedOver(attach.uid)),
+                    None => Err(EngineError::NotHandedOver(attach.uid.clone())),
                 },
-                (Ok(()), None) => Err(EngineError::NoPodCidr(attach.uid)),
-                (Err(error), _) => Err(EngineError::Kernel(attach.uid, Arc::clone(error))),
+                (Ok(()), None) => Err(EngineError::NoPodCidr(attach.uid.clone())),
+                (Err(error), _) => Err(EngineError::Kernel(attach.uid.clone(), Arc::clone(error))),
             };
+            tracing::debug!(pod = attach.uid, micros = attach.since.elapsed().as_micros(), "attached");
             let _ = attach.reply.send(answer);
         }
         for reply in self.detached.drain(..) {

@@ -150,7 +150,7 @@ pub struct TestNode {
     pub netns: Netns,
     pub name: &'static str,
     pub address: Ipv4Addr,
-    folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
     pub running: Option<Running>,
 }
 
