@@ -19,6 +19,7 @@ pub mod fds;
 pub mod mounts;
 pub mod netns;
 pub mod process;
+pub mod seccomp;
 pub mod spawn;
 
 pub use cleanup::{Cleanup, cleanup};

@@ -191,6 +191,7 @@ impl Shim {
             cgroup_path,
             private_pid: !self.config.share_pid && !self.config.host_pid,
             shm: self.surface.shm.clone(),
+            filters: self.config.filters.clone(),
             v2_group: if self.surface.is_v2 { self.containers_v2_dir(&id) } else { None },
             stdio,
             socket: theirs,

@@ -18,6 +18,7 @@ use trellis_shim_protocol::client::receive_with_fds;
 use trellis_shim_protocol::{CreateContainer, Rootfs};
 
 use crate::diagnostics::Diagnostics;
+use crate::filter::{self, Confined};
 use crate::helper::{Report, report};
 use crate::spec::{Surroundings, prepare};
 
@@ -35,6 +36,8 @@ pub struct Create {
     pub private_pid: bool,
     /// The Pod's shared `/dev/shm`.
     pub shm: Option<PathBuf>,
+    /// Where compiled seccomp filters are kept.
+    pub filters: Option<PathBuf>,
     /// The container's folder in cgroup v2, where that has the controllers.
     pub v2_group: Option<PathBuf>,
     /// Standard input, output, error; `None` for a container with a terminal.
@@ -79,16 +82,28 @@ impl Create {
         };
         prepare(&mut spec, &around).map_err(|e| e.to_string())?;
         clamp_oom_score(&mut spec, notes);
-        spec.save(self.bundle.join("config.json"))
-            .map_err(|e| format!("cannot write the bundle's config.json: {e}"))?;
+        let save = |spec: &Spec, name| {
+            spec.save(self.bundle.join(name)).map_err(|e| format!("cannot write the bundle's {name}: {e}"))
+        };
+        save(&spec, PREPARED)?;
+        let confined = self.confined(&mut spec)?;
+        save(&spec, "config.json")?;
         let rules = crate::spec::device_rules(&spec);
         let group = self.v2_group.take();
-        let made = self.run_libcontainer()?;
+        let made = self.run_libcontainer(confined)?;
         if let (Some(dir), false) = (group, rules.is_empty()) {
             // Its process waits for its start: no device was opened yet.
             devices::attach(&dir, &rules).map_err(|e| e.to_string())?;
         }
         Ok(made)
+    }
+
+    /// The filter that is there already, or can be kept for the next container.
+    fn confined(&self, spec: &mut Spec) -> Result<Option<Confined>, String> {
+        let rules = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+        let (Some(folder), Some(rules)) = (&self.filters, rules) else { return Ok(None) };
+        let program = filter::compiled(folder, rules).map_err(|e| e.to_string())?;
+        Ok(program.and_then(|program| Confined::take(spec, program)))
     }
 
     fn mount_root(&self) -> Result<PathBuf, String> {
@@ -110,7 +125,7 @@ impl Create {
         UnixListener::bind(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(CONSOLE))
     }
 
-    fn run_libcontainer(mut self) -> Result<(i32, Option<OwnedFd>), String> {
+    fn run_libcontainer(mut self, confined: Option<Confined>) -> Result<(i32, Option<OwnedFd>), String> {
         let diagnostics = Diagnostics::start();
         let words = |e: &dyn std::error::Error| {
             let details = diagnostics.as_ref().map(Diagnostics::text).filter(|t| !t.is_empty());
@@ -127,6 +142,10 @@ impl Create {
                 (builder.with_console_socket(Some(self.bundle.join(CONSOLE))), Some(listener))
             }
         };
+        let builder = match confined {
+            Some(confined) => builder.with_executor(confined),
+            None => builder,
+        };
         let container = builder
             .validate_id()
             .and_then(|b| b.as_init(&self.bundle).with_systemd(false).with_detach(true).build())
@@ -139,6 +158,9 @@ impl Create {
         Ok((pid, master))
     }
 }
+
+/// The whole spec as prepared, for exec; libcontainer's own copy may lack what is done for it.
+pub const PREPARED: &str = "prepared.json";
 
 /// The console socket's name in the bundle.
 const CONSOLE: &str = "console.sock";

@@ -20,7 +20,8 @@ use trellis_sandbox::cgroup::Cgroup;
 use trellis_sandbox::process;
 use trellis_shim_protocol::Exec;
 
-use crate::create::{chain, set_oom_score};
+use crate::create::{PREPARED, chain, set_oom_score};
+use crate::filter;
 use crate::helper::{Report, report};
 
 /// What the helper needs.
@@ -29,6 +30,8 @@ pub struct ExecJob {
     pub request: Exec,
     /// The container's bundle, with the spec as prepared.
     pub bundle: PathBuf,
+    /// Where compiled seccomp filters are kept.
+    pub filters: Option<PathBuf>,
     /// The container's first process.
     pub pid: i32,
     /// The container's cgroup.
@@ -56,7 +59,13 @@ impl ExecJob {
 
     fn join_and_fork(&self) -> Result<i32, String> {
         process::reset_signals().map_err(|e| format!("cannot reset signals: {e}"))?;
-        let spec = Spec::load(self.bundle.join("config.json")).map_err(|e| chain(&e))?;
+        let spec = Spec::load(self.bundle.join(PREPARED)).map_err(|e| chain(&e))?;
+        let rules = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+        let program = match (&self.filters, rules) {
+            // From outside: the folder is the node's.
+            (Some(folder), Some(rules)) => filter::compiled(folder, rules).map_err(|e| chain(&e))?,
+            _ => None,
+        };
         let pidfd = process::pidfd(self.pid).map_err(|e| e.to_string())?;
         if let Some(score) = spec.process().as_ref().and_then(Process::oom_score_adj) {
             // It was clamped when the container was made.
@@ -77,7 +86,7 @@ impl ExecJob {
         keep.extend(self.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
         // This process is still in the shim's PID namespace, so this is the number the shim will reap.
         process::fork_inside(&keep, || {
-            let error = self.become_program(&spec);
+            let error = self.become_program(&spec, program.as_deref());
             report(&self.socket, &Report { error: Some(error), ..Report::default() }, &[]);
             127
         })
@@ -85,9 +94,9 @@ impl ExecJob {
     }
 
     /// The second fork: gives back only an error.
-    fn become_program(&self, spec: &Spec) -> String {
+    fn become_program(&self, spec: &Spec, program: Option<&[u8]>) -> String {
         let Some(process) = spec.process() else { return "the container's spec has no process".to_owned() };
-        match self.identity(spec, process) {
+        match self.identity(spec, process, program) {
             Ok(()) => {}
             Err(e) => return format!("cannot start {:?} in container {}: {e}", self.request.argv, self.request.id),
         }
@@ -97,7 +106,7 @@ impl ExecJob {
         format!("cannot execute {program:?} in container {}: {error}", self.request.id)
     }
 
-    fn identity(&self, spec: &Spec, process: &Process) -> Result<(), String> {
+    fn identity(&self, spec: &Spec, process: &Process, program: Option<&[u8]>) -> Result<(), String> {
         let text = |e: &dyn std::error::Error| chain(e);
         let user = process.user();
         let uid = self.request.uid.unwrap_or(user.uid());
@@ -134,16 +143,19 @@ impl ExecJob {
             // A folder that only the user may enter (root squashed by a network file system).
             rustix::process::chdir(cwd.as_str()).map_err(|e| format!("working directory {cwd}: {e}"))?;
         }
-        let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+        let rules = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
         let late = process.no_new_privileges().is_some();
-        if let (Some(filter), false) = (filter, late) {
-            seccomp::initialize_seccomp(filter).map_err(|e| text(&e))?;
+        if let Some(program) = program {
+            return filter::confine(program, process.capabilities().as_ref(), late);
+        }
+        if let (Some(rules), false) = (rules, late) {
+            seccomp::initialize_seccomp(rules).map_err(|e| text(&e))?;
         }
         if let Some(sets) = process.capabilities() {
             capabilities::drop_privileges(sets, syscall.as_ref()).map_err(|e| text(&e))?;
         }
-        if let (Some(filter), true) = (filter, late) {
-            seccomp::initialize_seccomp(filter).map_err(|e| text(&e))?;
+        if let (Some(rules), true) = (rules, late) {
+            seccomp::initialize_seccomp(rules).map_err(|e| text(&e))?;
         }
         Ok(())
     }

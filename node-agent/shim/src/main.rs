@@ -22,6 +22,7 @@ mod create;
 mod daemon;
 mod diagnostics;
 mod exec;
+mod filter;
 mod helper;
 mod logs;
 mod reap;

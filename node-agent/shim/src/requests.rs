@@ -132,6 +132,7 @@ impl Shim {
         };
         let job = ExecJob {
             bundle: self.bundle(&request.id),
+            filters: self.config.filters.clone(),
             pid: state.pid,
             cgroup: container.group.clone(),
             request,

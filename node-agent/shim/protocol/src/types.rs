@@ -54,6 +54,10 @@ pub struct SandboxConfig {
     /// Namespaced sysctls, `net.ipv4.ip_unprivileged_port_start` = `0`.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// A folder of the node, root's alone, where compiled seccomp filters are kept for all Pods;
+    /// without it each container compiles its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<PathBuf>,
     /// Size of the `/dev/shm` that the Pod's containers share.
     #[serde(default = "shm_default")]
     pub shm_bytes: u64,
@@ -87,6 +91,7 @@ impl SandboxConfig {
             host_pid: false,
             share_pid: false,
             sysctls: BTreeMap::new(),
+            filters: None,
             shm_bytes: shm_default(),
         }
     }

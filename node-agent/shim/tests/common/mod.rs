@@ -41,6 +41,8 @@ pub fn pod_with(name: &str, change: impl FnOnce(&mut SandboxConfig)) -> Option<P
     let mut config = SandboxConfig::new(&uid, data.path().join("shim"), &format!("trellis-test/pod{uid}"));
     config.cgroup_root = "own".to_owned();
     config.hostname = "web-0".to_owned();
+    // As the agent sets it.
+    config.filters = Some(data.path().join("filters"));
     change(&mut config);
     let client = launch(Path::new(env!("CARGO_BIN_EXE_trellis-shim")), &config).unwrap();
     let shim_pid = client.shim_pid().unwrap();
