@@ -13,7 +13,7 @@ use crate::{
         steps::{Context, STARTS_AT_ONCE},
         worker::Clock,
     },
-    runtime::netd::Netd,
+    runtime::{netd::Netd, warmth::Warmth},
     server,
 };
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
@@ -127,6 +127,7 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
         shim_program: settings.shim.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         cluster_dns: settings.cluster_dns.clone(),
+        warmth: Warmth::start(),
         starts: Semaphore::new(STARTS_AT_ONCE),
         clock: Clock::start(),
         conn,

@@ -105,10 +105,9 @@ async fn a_pod_runs_talks_and_goes_without_a_trace() {
     assert_eq!((code, text.trim()), (0, "terminal"));
     node.api.terminate("talks", 10);
     gone(&node, "talks", &uid).await;
-    let reasons = node.api.reasons("talks");
-    for want in ["Pulled", "Created", "Started", "Killing"] {
-        assert!(reasons.iter().any(|r| r == want), "{want} not in {reasons:?}");
-    }
+    let told = |want: &str| node.api.reasons("talks").iter().any(|r| r == want);
+    let all = |_: &Value| ["Pulled", "Created", "Started", "Killing"].into_iter().all(told);
+    node.api.until("talks", "told of in Events", all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,7 +240,9 @@ async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
     assert_eq!(first(&pod)["restartCount"], 1);
     assert_eq!(logs(&node, "loop", |r| r.previous = true).await, "try\n");
     node.api.until("sick", "restarted", |p| first(p)["restartCount"].as_i64() >= Some(1)).await;
-    assert!(node.api.reasons("sick").contains(&"Unhealthy".to_owned()));
+    node.api
+        .until("sick", "told that it is unhealthy", |_| node.api.reasons("sick").contains(&"Unhealthy".into()))
+        .await;
     let pod = node.api.until("fat", "failed", |p| p["status"]["phase"] == "Failed").await;
     assert_eq!(first(&pod)["state"]["terminated"]["reason"], "OOMKilled", "{pod:#}");
     node.api

@@ -123,7 +123,7 @@ impl Engine {
             // all after the table, and with it tracking, was away for a moment.
             let _ = sysctl::set("netfilter/nf_conntrack_tcp_be_liberal", "1");
         }
-        if !self.gone.is_empty() || narrows(self.policies.as_ref(), &policies) {
+        if !self.gone.is_empty() || narrows(self.policies.as_deref(), &policies) {
             self.cut_connections(&policies, own)?;
         }
         self.policies = Some(policies);

@@ -24,13 +24,25 @@ const REPEAT_LAST: Duration = Duration::from_secs(600);
 /// Writes a second over all Pods, and how many at once after a quiet time.
 const RATE_PER_SEC: f64 = 20.0;
 const BURST: f64 = 100.0;
+/// A note is written this long after it was taken: what happens at a Pod's start comes before what
+/// is told about it, and when thirty start at once their own writes do not wait behind Events.
+const WRITTEN_AFTER: Duration = Duration::from_millis(500);
 /// Messages come from programs' output: bounded as Kubernetes bounds them.
 const MESSAGE_MAX_BYTES: usize = 1024;
 
 /// Takes notes without ever waiting.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    tx: mpsc::Sender<(ObjectReference, Note)>,
+    tx: mpsc::Sender<Taken>,
+}
+
+/// A note, and when it was taken.
+#[derive(Debug)]
+struct Taken {
+    at: Instant,
+    time: Timestamp,
+    about: ObjectReference,
+    note: Note,
 }
 
 impl Recorder {
@@ -63,7 +75,8 @@ impl Recorder {
             "{}",
             note.message
         );
-        if self.tx.try_send((reference, note)).is_err() {
+        let taken = Taken { at: Instant::now(), time: Timestamp::now(), about: reference, note };
+        if self.tx.try_send(taken).is_err() {
             tracing::debug!("too many events: one dropped");
         }
     }
@@ -86,19 +99,21 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, mut rx: mpsc::Receiver<(ObjectReference, Note)>) {
+    async fn run(mut self, mut rx: mpsc::Receiver<Taken>) {
         let mut refilled = Instant::now();
-        while let Some((reference, mut note)) = rx.recv().await {
+        while let Some(mut taken) = rx.recv().await {
+            tokio::time::sleep_until((taken.at + WRITTEN_AFTER).into()).await;
             self.tokens = (self.tokens + refilled.elapsed().as_secs_f64() * RATE_PER_SEC).min(BURST);
             refilled = Instant::now();
-            truncate(&mut note.message, MESSAGE_MAX_BYTES);
-            if let Err(error) = self.write(reference, note).await {
+            truncate(&mut taken.note.message, MESSAGE_MAX_BYTES);
+            if let Err(error) = self.write(taken).await {
                 tracing::debug!(%error, "an event was not written");
             }
         }
     }
 
-    async fn write(&mut self, reference: ObjectReference, note: Note) -> Result<(), ApiError> {
+    async fn write(&mut self, taken: Taken) -> Result<(), ApiError> {
+        let Taken { time, about: reference, note, .. } = taken;
         let id = format!(
             "{}|{}|{}|{}",
             reference.uid.as_deref().unwrap_or_default(),
@@ -115,7 +130,7 @@ impl Writer {
                 }
                 (known.first, known.count)
             }
-            None => (Timestamp::now(), 1),
+            None => (time, 1),
         };
         if self.tokens < 1.0 {
             return Ok(());
@@ -123,7 +138,7 @@ impl Writer {
         self.tokens -= 1.0;
         // An agent may create Events, not change them: a repetition is a new one that carries the
         // count, at growing intervals.
-        let event = self.event(reference, &note, first, count);
+        let event = self.event(reference, &note, (first, time), count);
         let name = event.metadata.name.clone().unwrap_or_default();
         create(&self.conn, &key("Event", &namespace, &name), &event).await?;
         self.remember(id, first, count);
@@ -145,8 +160,13 @@ impl Writer {
         self.seen.insert(id, Known { first, count, written: Instant::now(), gap: REPEAT_FIRST });
     }
 
-    fn event(&self, reference: ObjectReference, note: &Note, first: Timestamp, count: i32) -> Event {
-        let now = Timestamp::now();
+    fn event(
+        &self,
+        reference: ObjectReference,
+        note: &Note,
+        (first, now): (Timestamp, Timestamp),
+        count: i32,
+    ) -> Event {
         let stamp = u64::try_from(now.as_nanosecond()).unwrap_or(0);
         let pod = reference.name.clone().unwrap_or_default();
         Event {

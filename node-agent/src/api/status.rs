@@ -1,4 +1,9 @@
 //! Writing one Pod's status: the newest wish only, one write under way, again after a conflict.
+//!
+//! A Pod passes through several states in the tenths of a second that its start takes. Each would
+//! be a write through the log to every disk and every watcher, and the last, which says that it
+//! runs, would wait for the one before. So a status that says no more than "not yet" waits a moment
+//! for a better one.
 use super::{ApiError, get, key, update};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::{sync::Arc, time::Duration};
@@ -7,6 +12,8 @@ use trellis_proto::client::Connection;
 
 /// Between two tries when the control plane cannot be reached.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long "not yet" waits for better news: a start takes less where the image is present.
+const PENDING_WAITS: Duration = Duration::from_millis(250);
 /// Conditions the agent owns; all others are left as they are found.
 const OWN_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
@@ -18,6 +25,7 @@ pub type Wish = Option<(Arc<Pod>, PodStatus)>;
 pub async fn run(conn: Connection, mut wishes: watch::Receiver<Wish>) {
     let mut base: Option<Pod> = None;
     loop {
+        settle(&mut wishes, PENDING_WAITS).await;
         let wish = wishes.borrow_and_update().clone();
         if let Some((pod, status)) = wish {
             let newest = base.take().filter(|b| revision(b) > revision(&pod));
@@ -44,6 +52,28 @@ pub async fn run(conn: Connection, mut wishes: watch::Receiver<Wish>) {
             return;
         }
     }
+}
+
+/// Returns when what is wished is worth a write, or has waited long enough.
+async fn settle(wishes: &mut watch::Receiver<Wish>, at_most: Duration) {
+    let better = |wish: &Wish| wish.as_ref().is_some_and(|(_, status)| !is_on_its_way(status));
+    if wishes.borrow().is_some() {
+        // Too late, or nobody is there to wish any more: then it is written as it is.
+        drop(tokio::time::timeout(at_most, wishes.wait_for(better)).await);
+    }
+}
+
+/// It says only that the Pod is being started.
+fn is_on_its_way(status: &PodStatus) -> bool {
+    let waits = |reason: &str| matches!(reason, "ContainerCreating" | "PodInitializing");
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let mut states = all.map(|c| c.state.as_ref());
+    status.phase.as_deref() == Some("Pending")
+        && status.reason.is_none()
+        && states.all(|state| {
+            let waiting = state.and_then(|s| s.waiting.as_ref());
+            waiting.and_then(|w| w.reason.as_deref()).is_some_and(waits)
+        })
 }
 
 fn revision(pod: &Pod) -> u64 {
@@ -99,6 +129,28 @@ fn merge(ours: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test]
+    async fn not_yet_waits_for_better_news_but_not_for_ever() {
+        let wish = |json| Some((Arc::new(Pod::default()), serde_json::from_value::<PodStatus>(json).unwrap()));
+        let waiting = |reason: &str| {
+            let state = serde_json::json!({"waiting": {"reason": reason}});
+            let container = serde_json::json!({"name": "c", "state": state, "ready": false,
+                "restartCount": 0, "image": "", "imageID": ""});
+            wish(serde_json::json!({"phase": "Pending", "containerStatuses": [container]}))
+        };
+        let (tx, mut rx) = watch::channel(waiting("ContainerCreating"));
+        // Nothing better comes: this returns all the same.
+        settle(&mut rx, Duration::from_millis(1)).await;
+        for better in [wish(serde_json::json!({"phase": "Running"})), waiting("ErrImagePull")] {
+            tx.send_replace(waiting("PodInitializing"));
+            let far = Duration::from_secs(3600);
+            let waits = tokio::time::timeout(Duration::from_millis(20), settle(&mut rx, far));
+            assert!(waits.await.is_err(), "not yet is not written at once");
+            tx.send_replace(better);
+            tokio::time::timeout(Duration::from_secs(10), settle(&mut rx, far)).await.unwrap();
+        }
+    }
 
     #[test]
     fn conditions_of_others_are_taken_from_the_object() {

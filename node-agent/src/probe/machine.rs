@@ -1,7 +1,15 @@
 //! When a probe is due, and when its results add up to a verdict. Pure; thresholds as the
 //! kubelet's prober applies them.
+//!
+//! A readiness probe runs outside its period while the container has not been ready: Kubernetes
+//! allows it ("to make the Pod ready faster"), and the kubelet does it at each change of the Pod.
+//! Here it is tried again soon after the start, then later and later, until the period is reached.
 use k8s_openapi::api::core::v1::Probe;
 use std::time::Duration;
+
+/// Between the first two tries of an eager probe; doubles. A program that has just been started
+/// listens within some ten milliseconds or within seconds.
+const EAGER_FIRST: Duration = Duration::from_millis(20);
 
 /// The figures of one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +53,26 @@ pub struct ProbeMachine {
     row: u32,
     last: Option<bool>,
     verdict: Option<bool>,
+    /// The pause after the next failure, as long as tries are made outside the period.
+    eager: Option<Duration>,
 }
 
 impl ProbeMachine {
     /// A probe of a container that started at `started` (monotonic).
     pub fn new(timing: Timing, started: Duration) -> Self {
-        Self { timing, next: started + timing.initial_delay, row: 0, last: None, verdict: None }
+        Self { timing, next: started + timing.initial_delay, row: 0, last: None, verdict: None, eager: None }
+    }
+
+    /// Tries again sooner than after the period, until it has once been healthy: for readiness,
+    /// where failures before that change nothing.
+    pub fn eager(mut self) -> Self {
+        self.eager = Some(EAGER_FIRST);
+        self
+    }
+
+    /// The next try is one outside the period: a failure before it is nothing to tell.
+    pub fn is_eager(&self) -> bool {
+        self.eager.is_some()
     }
 
     /// When the next try is due.
@@ -68,7 +90,9 @@ impl ProbeMachine {
     pub fn on_result(&mut self, healthy: bool, began: Duration) -> Option<bool> {
         // From beginning to beginning, so that slow answers do not stretch the period; missed
         // tries are not made up for.
-        self.next = (began + self.timing.period).max(self.next);
+        self.eager = self.eager.filter(|pause| !healthy && *pause < self.timing.period);
+        self.next = (began + self.eager.unwrap_or(self.timing.period)).max(self.next);
+        self.eager = self.eager.map(|pause| pause * 2);
         if self.last == Some(healthy) {
             self.row = self.row.saturating_add(1);
         } else {
@@ -121,6 +145,25 @@ mod tests {
         assert_eq!(m.next_deadline(), Duration::from_secs(115));
         m.on_result(true, Duration::from_secs(140));
         assert_eq!(m.next_deadline(), Duration::from_secs(150));
+    }
+
+    #[test]
+    fn an_eager_probe_tries_again_soon_until_it_was_healthy_once() {
+        let millis = |d: Duration| d.as_millis();
+        let tried = |healthy: &[bool]| {
+            let mut m = ProbeMachine::new(timing(1, 3), Duration::ZERO).eager();
+            let mut gaps = Vec::new();
+            for h in healthy {
+                let began = m.next_deadline();
+                m.on_result(*h, began);
+                gaps.push(millis(m.next_deadline() - began));
+            }
+            gaps
+        };
+        let (t, f) = (true, false);
+        assert_eq!(tried(&[f, f, f, t, f]), [20, 40, 80, 10_000, 10_000]);
+        let slow = tried(&[f; 12]);
+        assert_eq!(slow[8..], [5_120, 10_000, 10_000, 10_000]);
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub mod exec;
 pub mod netd;
 pub mod shim;
 pub mod spec;
+pub mod warmth;

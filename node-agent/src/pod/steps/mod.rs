@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{self, events::Recorder, node::Machine, refs::RefCache},
-    runtime::{netd::Netd, shim::Shim, spec::env::Facts},
+    runtime::{netd::Netd, shim::Shim, spec::env::Facts, warmth::Warmth},
 };
 use k8s_openapi::api::core::v1::Pod;
 use std::{
@@ -59,6 +59,8 @@ pub struct Context {
     pub cgroup_root: String,
     /// The cluster's DNS servers; empty while there are none.
     pub cluster_dns: Vec<String>,
+    /// Keeps cgroups ready for what is started.
+    pub warmth: Warmth,
     /// Bounds what is started at once.
     pub starts: Semaphore,
     /// Time.

@@ -16,6 +16,9 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 pub async fn run(step: Step, c: Container, id: String, attempt: u32, kind: ProbeKind) {
     let Some(probe) = of(&c, kind) else { return };
     let mut machine = ProbeMachine::new(Timing::from_probe(probe), step.ctx.now().mono);
+    if kind == ProbeKind::Readiness {
+        machine = machine.eager();
+    }
     let timeout = machine.timing().timeout;
     loop {
         tokio::time::sleep_until(step.ctx.instant(machine.next_deadline()).into()).await;
@@ -24,7 +27,9 @@ pub async fn run(step: Step, c: Container, id: String, attempt: u32, kind: Probe
             Ok(action) => container::try_action(&step.shim, &id, &action, &step.pod_ips(), timeout).await,
             Err(why) => Err(why),
         };
-        if let Err(why) = &tried {
+        if let Err(why) = &tried
+            && !machine.is_eager()
+        {
             step.note(true, "Unhealthy", format!("{} probe failed: {why}", kind.word()), Some(&c.name));
         }
         let Some(healthy) = machine.on_result(tried.is_ok(), began) else { continue };

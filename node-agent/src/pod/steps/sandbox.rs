@@ -33,7 +33,11 @@ pub async fn create(step: Step) -> Event {
     let Ok(_slot) = step.ctx.starts.acquire().await else {
         return Event::SandboxFailed { message: "the agent is ending".into() };
     };
-    if let Err(message) = remove(&step.ctx, step.uid()).await {
+    // The shim makes its folder before all else, and it is removed after all else: without it there
+    // is nothing to look for.
+    if step.ctx.shim_dir(step.uid()).exists()
+        && let Err(message) = remove(&step.ctx, step.uid()).await
+    {
         return Event::SandboxFailed { message };
     }
     let config = config(&step);
@@ -57,6 +61,7 @@ fn config(step: &Step) -> SandboxConfig {
     config.cgroup_root = step.ctx.cgroup_root.clone();
     config.pod_namespace = step.namespace().to_owned();
     config.pod_name = step.pod.metadata.name.clone().unwrap_or_default();
+    config.filters = Some(step.ctx.run_dir.join("agent").join("filters"));
     config.hostname = if host_network { String::new() } else { etc::hostname(&step.pod) };
     config.limits = resources::pod_cgroup(&step.pod);
     config.host_network = host_network;

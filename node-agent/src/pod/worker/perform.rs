@@ -11,14 +11,20 @@ use k8s_openapi::api::core::v1::Container;
 impl Worker {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::PrepareVolumes => self.prepare_volumes(),
+            Effect::PrepareVolumes => {
+                self.ctx.warmth.expect_start();
+                self.prepare_volumes();
+            }
             Effect::CreateSandbox => self.step(|s| Box::pin(steps::sandbox::create(s))),
             Effect::AttachNetwork => {
                 self.follow_shim();
                 self.spawn_attach(true);
             }
             Effect::EnsureImage { container } => self.ensure_image(container),
-            Effect::Start { container, attempt } => self.start_container(container, attempt),
+            Effect::Start { container, attempt } => {
+                self.ctx.warmth.expect_start();
+                self.start_container(container, attempt);
+            }
             Effect::Stop { container, attempt, kind } => self.stop(&container, attempt, kind),
             Effect::StartProbe { container, attempt, kind } => self.start_probe(&container, attempt, kind),
             Effect::StopProbes { container } => {
@@ -56,8 +62,10 @@ impl Worker {
         run: impl FnOnce(steps::Step) -> std::pin::Pin<Box<dyn Future<Output = Event> + Send>> + Send + 'static,
     ) {
         let (snapshot, tx) = (self.snapshot(), self.tx.clone());
+        let (uid, began) = (snapshot.uid().to_owned(), std::time::Instant::now());
         self.tasks.spawn(async move {
             let event = run(snapshot).await;
+            tracing::debug!(uid, micros = began.elapsed().as_micros(), outcome = ?event, "step");
             drop(tx.send(Message::Event(event)).await);
         });
     }
@@ -81,8 +89,10 @@ impl Worker {
     pub(super) fn spawn_attach(&mut self, wanted: bool) {
         let snapshot = self.snapshot();
         let tx = self.tx.clone();
+        let (uid, began) = (snapshot.uid().to_owned(), std::time::Instant::now());
         self.tasks.spawn(async move {
             let event = steps::sandbox::attach(snapshot).await;
+            tracing::debug!(uid, micros = began.elapsed().as_micros(), outcome = ?event, "step");
             // A repeated handoff changes nothing for the machine unless it brings addresses.
             if wanted || matches!(event, Event::NetworkAttached { .. }) {
                 drop(tx.send(Message::Event(event)).await);
