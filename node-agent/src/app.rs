@@ -4,9 +4,11 @@ use crate::{
     api::{
         self,
         events::Recorder,
+        kept::Kept,
         node::{Machine, NodeReporter},
         refs::RefCache,
     },
+    image,
     pod::{
         manager,
         registry::Registry,
@@ -18,7 +20,7 @@ use crate::{
 };
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
-use trellis_image::{ImageStore, Options};
+use trellis_image::{ImageStore, Options, gc::Limits};
 use trellis_proto::{
     client::Connection,
     node_config::NodeConfig,
@@ -47,6 +49,8 @@ pub struct Settings {
     pub insecure_registries: Vec<String>,
     /// The cluster's DNS servers.
     pub cluster_dns: Vec<String>,
+    /// When unused images go.
+    pub image_limits: Limits,
 }
 
 /// Runs the agent until `stop` is done. Pods run on after it.
@@ -73,6 +77,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> anyhow::
     api::renew::start(ctx.conn.clone(), credentials.clone(), pki, config.node_name.clone());
     let (config_dir, run_dir) = (settings.config_dir.clone(), settings.run_dir.clone());
     tokio::spawn(api::members::follow(config_dir, run_dir, config.clone(), ctx.conn.clone()));
+    tokio::spawn(image::gc::run(ctx.clone(), settings.image_limits));
     tokio::spawn(manager::run(ctx, network_tx));
     notify_ready();
     tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "node agent runs");
@@ -116,7 +121,7 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
     Ok(Arc::new(Context {
         netd: Netd::new(&settings.run_dir)?,
         images,
-        refs: RefCache::new(conn.clone()),
+        refs: RefCache::new(conn.clone(), Kept::open(&settings.data_dir, &settings.config_dir)),
         recorder: Recorder::start(conn.clone(), config.node_name.clone()),
         registry: Arc::new(Registry::default()),
         node_name: config.node_name.clone(),

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, ValueEnum};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
+use trellis_image::gc::Limits;
 use trellis_node_agent::app::{Settings, run};
 
 /// Work threads: the agent mostly waits.
@@ -11,7 +12,7 @@ const THREADS: usize = 2;
 /// Threads for calls that block (shims, files): 30 Pods may start at once.
 const BLOCKING_THREADS: usize = 48;
 /// An idle one ends after this, and gives its stack back.
-const THREAD_IDLE: std::time::Duration = std::time::Duration::from_secs(2);
+const THREAD_IDLE: Duration = Duration::from_secs(2);
 /// Enough for JSON of the largest object, in debug builds, too.
 const STACK_BYTES: usize = 2 << 20;
 
@@ -40,6 +41,18 @@ struct Arguments {
     /// A DNS server of the cluster for the Pods' resolv.conf; may be given several times.
     #[arg(long = "cluster-dns", value_name = "IP")]
     cluster_dns: Vec<String>,
+    /// From this share of the file system on, unused images are removed (percent).
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(1..=100))]
+    image_gc_high: u8,
+    /// Until this share is reached (percent).
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_low: u8,
+    /// An image that came or was used within this time stays (seconds).
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    image_min_age: u64,
+    /// An image unused for this long goes, whatever room there is (seconds; 0: never).
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    image_max_age: u64,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -67,6 +80,12 @@ fn main() -> anyhow::Result<()> {
         cgroup_root: arguments.cgroup_root,
         insecure_registries: arguments.insecure_registries,
         cluster_dns: arguments.cluster_dns,
+        image_limits: Limits {
+            high_percent: arguments.image_gc_high,
+            low_percent: arguments.image_gc_low.min(arguments.image_gc_high),
+            min_age: Duration::from_secs(arguments.image_min_age),
+            max_age: Some(arguments.image_max_age).filter(|s| *s > 0).map(Duration::from_secs),
+        },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)

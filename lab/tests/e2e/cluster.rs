@@ -30,6 +30,11 @@ pub const SILENCE: Duration = Duration::from_millis(1500);
 
 /// The registry of the registry scenario is on n1; every node speaks plain HTTP to it.
 pub const REGISTRY: &str = "172.30.0.11:5000";
+/// Others beside it: one with passwords, one with tokens, their server, and one that lies.
+pub const REGISTRY_BASIC: &str = "172.30.0.11:5001";
+pub const REGISTRY_TOKEN: &str = "172.30.0.11:5002";
+pub const TOKEN_SERVER: &str = "172.30.0.11:5003";
+pub const REGISTRY_LYING: &str = "172.30.0.11:5004";
 
 pub struct Cluster {
     pub lab: Namespaces,
@@ -66,7 +71,8 @@ impl Cluster {
         let name = format!("e2e{}", std::process::id());
         let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
         let topology = folder.path().join("topology.toml");
-        let text = format!("control_planes = 3\nworkers = 2\ninsecure_registries = [\"{REGISTRY}\"]\n");
+        let plain = [REGISTRY, REGISTRY_BASIC, REGISTRY_TOKEN, REGISTRY_LYING];
+        let text = format!("control_planes = 3\nworkers = 2\ninsecure_registries = {plain:?}\n");
         fs::write(&topology, text).map_err(|e| e.to_string())?;
         let ran = run(lab_command(&name, folder.path()).arg("up").arg("-f").arg(&topology), LIMIT * 3);
         eprint!("{}", ran.stderr);

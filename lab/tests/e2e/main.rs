@@ -7,7 +7,9 @@
 
 mod cluster;
 mod harness;
+mod pty;
 mod scenarios;
+mod web_server;
 
 fn main() -> std::process::ExitCode {
     harness::main(scenarios::ALL)

@@ -23,12 +23,24 @@ pub enum ImageError {
         /// As given.
         name: String,
     },
-    /// The registry refused, is away, or answered nonsense.
-    #[error("pulling {name:?}: {reason}")]
+    /// The registry is away, does not have it, or answered nonsense.
+    #[error("image {name:?} from registry {registry}: {reason}")]
     Registry {
         /// As given.
         name: String,
+        /// `host[:port]`
+        registry: String,
         /// What the registry or the network said.
+        reason: String,
+    },
+    /// The registry wants other credentials, or some at all.
+    #[error("image {name:?} from registry {registry}: {reason}")]
+    Refused {
+        /// As given.
+        name: String,
+        /// `host[:port]`
+        registry: String,
+        /// Who was refused, in the registry's words, and what to do.
         reason: String,
     },
     /// The bytes are not those that the digest promises.
@@ -88,6 +100,6 @@ impl ImageError {
     /// Is trying again later of any use?
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Registry { .. } | Self::Io { .. } | Self::Digest { .. })
+        matches!(self, Self::Registry { .. } | Self::Refused { .. } | Self::Io { .. } | Self::Digest { .. })
     }
 }

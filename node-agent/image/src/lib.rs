@@ -15,8 +15,10 @@
 
 mod archive;
 mod error;
+pub mod gc;
 mod layer;
 mod pull;
+mod registry;
 mod store;
 pub mod unpack;
 

@@ -23,7 +23,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::{
-    Image, ImageError, ImageStore, layer,
+    Image, ImageError, ImageStore, layer, registry,
     store::{NewImage, Shared, parse_config},
     unpack::UnpackError,
 };
@@ -97,7 +97,7 @@ impl ImageStore {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Arc<Image>, ImageError> {
         let reference = crate::parse(name)?;
-        let present = self.get(name)?;
+        let present = self.take(name)?;
         match (policy, present) {
             (PullPolicy::Never | PullPolicy::IfNotPresent, Some(image)) => return Ok(image),
             (PullPolicy::Never, None) => return Err(ImageError::NotPresent { name: name.to_owned() }),
@@ -106,25 +106,26 @@ impl ImageStore {
         let lock = Keyed::lock(&self.shared.pulls, reference.whole());
         let _one = lock.mutex.lock().await;
         if policy == PullPolicy::IfNotPresent
-            && let Some(image) = self.get(name)?
+            && let Some(image) = self.take(name)?
         {
             return Ok(image);
         }
-        Pull { store: self, name, reference, on_progress: Arc::new(progress) }.run(auth).await
+        Pull { store: self, name, auth, reference, on_progress: Arc::new(progress) }.run().await
     }
 }
 
 struct Pull<'a> {
     store: &'a ImageStore,
     name: &'a str,
+    auth: &'a Auth,
     reference: Reference,
     on_progress: OnProgress,
 }
 
 impl Pull<'_> {
-    async fn run(&self, auth: &Auth) -> Result<Arc<Image>, ImageError> {
+    async fn run(&self) -> Result<Arc<Image>, ImageError> {
         let client = self.client()?;
-        let auth = match auth {
+        let auth = match self.auth {
             Auth::Anonymous => RegistryAuth::Anonymous,
             Auth::Basic { user, password } => RegistryAuth::Basic(user.clone(), password.clone()),
         };
@@ -227,6 +228,7 @@ impl Pull<'_> {
         };
         let reader = SyncIoBridge::new(StreamReader::new(Box::pin(counted.map_err(io::Error::other))));
         let (name, expected) = (self.name.to_owned(), diff_id.to_owned());
+        let registry = self.reference.registry().to_owned();
         let (blob_digest, layer_digest) = (descriptor.digest.clone(), descriptor.digest.clone());
         blocking(move || {
             let _slot = slot;
@@ -234,7 +236,8 @@ impl Pull<'_> {
             let unpacked =
                 layer::unpack_into(reader, &place, &shared.options.limits).map_err(|source| match source {
                     UnpackError::Stream(e) => {
-                        ImageError::Registry { name: name.clone(), reason: format!("layer {layer_digest}: {e}") }
+                        let reason = format!("layer {layer_digest}: {}", registry::chain(&e));
+                        ImageError::Registry { name: name.clone(), registry, reason }
                     }
                     source => ImageError::Unpack { name: name.clone(), layer: layer_digest.clone(), source },
                 })?;
@@ -253,17 +256,7 @@ impl Pull<'_> {
     }
 
     fn registry(&self, error: OciDistributionError) -> ImageError {
-        // reqwest says only "error sending request"; the reason is further down.
-        let mut reason = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(inner) = source {
-            let text = inner.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            source = inner.source();
-        }
-        ImageError::Registry { name: self.name.to_owned(), reason }
+        registry::explain(self.name, self.reference.registry(), self.auth, &error)
     }
 
     fn malformed(&self, reason: String) -> ImageError {

@@ -10,6 +10,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use oci_spec::image::ImageConfiguration;
@@ -51,6 +52,8 @@ pub struct Image {
     pub size_bytes: u64,
     /// Folders, lowest first.
     pub layers: Vec<PathBuf>,
+    /// Uncompressed size of each.
+    pub layer_bytes: Vec<u64>,
     /// What to run, as whom, where.
     pub config: Arc<ImageConfiguration>,
 }
@@ -99,6 +102,8 @@ struct Index {
     layers: HashMap<String, u64>,
     /// Layers unpacked for an image that has no record yet: not to be collected.
     held: HashMap<String, usize>,
+    /// Image id → when it came or was last taken. Of images from before this process' start: then.
+    used: HashMap<String, Instant>,
 }
 
 /// What a finished pull or import stores.
@@ -152,15 +157,39 @@ impl ImageStore {
         self.shared.index().by_id.values().map(|r| self.shared.image(r)).collect()
     }
 
-    /// Removes images whose id is not in `keep`, and the layers nobody needs then. Blocking.
-    pub fn retain(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
-        let doomed: Vec<PathBuf> = {
+    /// The image of this name for a container that is about to be made: it counts as used now.
+    pub fn take(&self, name: &str) -> Result<Option<Arc<Image>>, ImageError> {
+        let full = crate::normalize(name)?;
+        let mut index = self.shared.index();
+        let found = index.names.get(&full).or_else(|| index.by_id.get_key_value(name).map(|(id, _)| id));
+        let Some(id) = found.cloned() else { return Ok(None) };
+        index.used.insert(id.clone(), Instant::now());
+        index.by_id.get(&id).map(|r| self.shared.image(r).map(Arc::new)).transpose()
+    }
+
+    /// All images, each with the time when it came or was last taken.
+    pub fn uses(&self) -> Result<Vec<(Image, Instant)>, ImageError> {
+        let index = self.shared.index();
+        let now = Instant::now();
+        let all = index.by_id.values();
+        all.map(|r| Ok((self.shared.image(r)?, index.used.get(&r.id).copied().unwrap_or(now)))).collect()
+    }
+
+    /// Removes these images, but for those used after `as_of`, and the layers that nobody needs
+    /// then; answers which went. Blocking.
+    pub fn remove(&self, ids: &[String], as_of: Instant) -> Result<Vec<String>, ImageError> {
+        let (gone, doomed) = {
             let mut index = self.shared.index();
-            let gone: Vec<String> = index.by_id.keys().filter(|id| !keep.contains(*id)).cloned().collect();
-            for id in &gone {
+            let mut gone = Vec::new();
+            for id in ids {
+                if !index.by_id.contains_key(id) || index.used.get(id).is_some_and(|at| *at > as_of) {
+                    continue;
+                }
                 let path = self.shared.record(id)?;
                 fs::remove_file(&path).map_err(ImageError::io(path))?;
                 index.by_id.remove(id);
+                index.used.remove(id);
+                gone.push(id.clone());
             }
             index.names.retain(|_, id| !gone.contains(id));
             let used: BTreeSet<String> = index.by_id.values().flat_map(|r| r.diff_ids.iter().cloned()).collect();
@@ -175,12 +204,12 @@ impl ImageStore {
                 fs::rename(&from, &to).map_err(ImageError::io(from))?;
                 doomed.push(to);
             }
-            doomed
+            (gone, doomed)
         };
         for path in doomed {
             fs::remove_dir_all(&path).map_err(ImageError::io(path))?;
         }
-        Ok(())
+        Ok(gone)
     }
 }
 
@@ -269,6 +298,7 @@ impl Shared {
         };
         write(&self.record(&new.id)?, &record)?;
         let image = self.image(&record)?;
+        index.used.insert(new.id.clone(), Instant::now());
         index.by_id.insert(new.id, record);
         Ok(Arc::new(image))
     }
@@ -281,6 +311,7 @@ impl Shared {
             names: record.names.iter().cloned().collect(),
             size_bytes: record.size_bytes,
             layers: record.diff_ids.iter().map(|d| self.layer(d)).collect::<Result<_, _>>()?,
+            layer_bytes: record.layer_bytes.clone(),
             config: Arc::new(config),
         })
     }
@@ -330,6 +361,7 @@ fn load(folder: &Path) -> Result<Index, ImageError> {
         for name in &record.names {
             index.names.insert(name.clone(), record.id.clone());
         }
+        index.used.insert(record.id.clone(), Instant::now());
         index.by_id.insert(record.id.clone(), record);
     }
     Ok(index)

@@ -1,10 +1,16 @@
 //! Archives of both formats go in, the same images come out, and a crash leaves nothing behind.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use sha2::{Digest, Sha256};
-use trellis_image::{Auth, ImageError, ImageStore, Options, PullPolicy};
+use trellis_image::{Auth, ImageError, ImageStore, Options, PullPolicy, gc::Limits};
 
 fn sha(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
@@ -130,7 +136,11 @@ fn the_store_survives_a_restart_and_sweeps_what_a_crash_left() {
     assert_eq!(entries(&at.join("layers")), 2);
     assert_eq!(entries(&at.join("images")), 1);
     assert!(store.get("docker.io/library/web:1").unwrap().is_some());
-    store.retain(&BTreeSet::new()).unwrap();
+    let id = store.get("web:1").unwrap().unwrap().id.clone();
+    let before = Instant::now();
+    store.take("web:1").unwrap();
+    assert_eq!(store.remove(std::slice::from_ref(&id), before).unwrap(), Vec::<String>::new(), "it is used since");
+    assert_eq!(store.remove(&[id.clone(), "sha256:none".into()], Instant::now()).unwrap(), [id]);
     assert!(store.get("web:1").unwrap().is_none());
     assert_eq!((entries(&at.join("images")), entries(&at.join("layers")), entries(&at.join("ingest"))), (0, 0, 0));
 }
@@ -176,4 +186,76 @@ async fn pull_policy_never_uses_only_what_is_there() {
     store.import(&write(dir.path(), &oci("web:1", &layers(), false))).unwrap();
     store.ensure("web:1", PullPolicy::Never, &Auth::Anonymous, |_| {}).await.unwrap();
     store.ensure("web:1", PullPolicy::IfNotPresent, &Auth::Anonymous, |_| {}).await.unwrap();
+}
+
+/// Runs on a thread with mounts of its own.
+fn with_small_disk(name: &'static str, megabytes: u32, test: impl FnOnce(&Path) + Send + 'static) {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: {name}: mounting a small file system needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let on_thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let size = format!("size={megabytes}m");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        test(&path);
+    });
+    on_thread.join().unwrap();
+}
+
+#[test]
+fn a_full_disk_is_cleared_of_the_images_longest_unused() {
+    with_small_disk("a_full_disk_is_cleared_of_the_images_longest_unused", 32, |disk| {
+        let archives = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(&disk.join("s"), Options::default()).unwrap();
+        let base = tar(&[("base", &vec![7; 2 << 20])]);
+        let import = |name: &str, megabytes: usize| {
+            let own = tar(&[(name, &vec![name.as_bytes()[0]; megabytes << 20])]);
+            let archive = oci(&format!("{name}:1"), &[base.clone(), own], false);
+            store.import(&write(archives.path(), &archive)).unwrap()[0].id.clone()
+        };
+        let limits = Limits { min_age: Duration::ZERO, ..Limits::default() };
+        let names = || {
+            let mut all: Vec<String> = store.list().unwrap().into_iter().flat_map(|i| i.names).collect();
+            all.sort();
+            all.iter().map(|n| n.trim_start_matches("docker.io/library/").to_owned()).collect::<Vec<_>>()
+        };
+        import("a", 6);
+        let b = import("b", 6);
+        import("c", 6);
+        // 20 of 32 MiB: nothing to be done.
+        let done = store.collect(&limits, BTreeSet::new).unwrap();
+        assert_eq!(done.removed, Vec::<String>::new());
+        let d = import("d", 8);
+        store.take("a:1").unwrap();
+        assert!(store.collect(&Limits::default(), BTreeSet::new).unwrap().removed.is_empty(), "all have just come");
+        let done = store.collect(&limits, || BTreeSet::from([b.clone()])).unwrap();
+        // b is in use, a was taken after c came: c is enough to get below 80 %.
+        assert_eq!(names(), ["a:1", "b:1", "d:1"], "{done:?}");
+        assert!(done.before.used_percent() >= 85 && done.after.used_percent() < 80, "{done:?}");
+        assert_eq!(done.missing_bytes, 0);
+        // What is left is whole.
+        let image = store.get("b:1").unwrap().unwrap();
+        assert_eq!(fs::read(image.layers[0].join("base")).unwrap().len(), 2 << 20);
+        assert_eq!(fs::read(image.layers[1].join("b")).unwrap().len(), 6 << 20);
+        assert_eq!(entries(&disk.join("s/layers")), 4);
+        assert_eq!(entries(&disk.join("s/ingest")), 0);
+        // Where everything is used, it says what is missing.
+        fs::write(disk.join("data"), vec![1; 6 << 20]).unwrap();
+        let all = store.list().unwrap().into_iter().map(|i| i.id).collect::<BTreeSet<_>>();
+        let done = store.collect(&limits, || all.clone()).unwrap();
+        assert!(done.removed.is_empty() && done.missing_bytes > 0, "{done:?}");
+        // One that nobody has used for long goes without need, where that is wanted.
+        fs::remove_file(disk.join("data")).unwrap();
+        let limits = Limits { max_age: Some(Duration::ZERO), ..limits };
+        let done = store.collect(&limits, || BTreeSet::from([d])).unwrap();
+        assert_eq!((done.removed.len(), names()), (2, vec!["d:1".to_owned()]));
+    });
 }

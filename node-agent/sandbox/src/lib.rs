@@ -21,6 +21,7 @@ pub mod netns;
 pub mod process;
 pub mod seccomp;
 pub mod spawn;
+pub mod subpath;
 
 pub use cleanup::{Cleanup, cleanup};
 pub use error::SandboxError;

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use trellis_sandbox::{devices, mounts, process};
+use trellis_sandbox::{devices, mounts, process, subpath};
 use trellis_shim_protocol::client::receive_with_fds;
 use trellis_shim_protocol::{CreateContainer, Rootfs};
 
 use crate::diagnostics::Diagnostics;
 use crate::filter::{self, Confined};
 use crate::helper::{Report, report};
+use crate::reason::concise;
 use crate::spec::{Surroundings, prepare};
 
 /// What the helper needs.
@@ -81,6 +82,8 @@ impl Create {
             shm: self.shm.as_deref(),
         };
         prepare(&mut spec, &around).map_err(|e| e.to_string())?;
+        self.mount_sub_paths(&mut spec)?;
+        make_cwd(&spec, &rootfs)?;
         clamp_oom_score(&mut spec, notes);
         let save = |spec: &Spec, name| {
             spec.save(self.bundle.join(name)).map_err(|e| format!("cannot write the bundle's {name}: {e}"))
@@ -119,6 +122,25 @@ impl Create {
         Ok(target)
     }
 
+    /// Mounts each sub path, as it is now, where no container can change it, and lets the spec's
+    /// mount take it from there. What is mounted here goes with the bundle.
+    fn mount_sub_paths(&self, spec: &mut Spec) -> Result<(), String> {
+        let own = self.bundle.join("sub-paths");
+        if !self.request.sub_paths.is_empty() {
+            fs::create_dir_all(&own).map_err(|e| format!("cannot make folder {}: {e}", own.display()))?;
+        }
+        for (number, sub) in self.request.sub_paths.iter().enumerate() {
+            let target = own.join(number.to_string());
+            let mut all = spec.mounts_mut().iter_mut().flatten();
+            let mount = all
+                .find(|m| *m.destination() == sub.destination)
+                .ok_or_else(|| format!("no mount at {} for a sub path", sub.destination.display()))?;
+            subpath::mount(&sub.volume, &sub.path, &target).map_err(|e| e.to_string())?;
+            mount.set_source(Some(target));
+        }
+        Ok(())
+    }
+
     /// By a short name: an address holds 107 bytes, the bundle's path may be longer.
     fn listen_for_console(&self) -> io::Result<UnixListener> {
         let dir = fs::File::open(&self.bundle)?;
@@ -128,9 +150,8 @@ impl Create {
     fn run_libcontainer(mut self, confined: Option<Confined>) -> Result<(i32, Option<OwnedFd>), String> {
         let diagnostics = Diagnostics::start();
         let words = |e: &dyn std::error::Error| {
-            let details = diagnostics.as_ref().map(Diagnostics::text).filter(|t| !t.is_empty());
-            let details = details.map(|t| format!(" ({t})")).unwrap_or_default();
-            format!("cannot create container {}: {}{details}", self.request.id, chain(e))
+            let events = diagnostics.as_ref().map(Diagnostics::text).unwrap_or_default();
+            concise(&chain(e), &events)
         };
         let builder = ContainerBuilder::new(self.request.id.clone(), SyscallType::Linux)
             .with_root_path(&self.runtime)
@@ -161,6 +182,13 @@ impl Create {
 
 /// The whole spec as prepared, for exec; libcontainer's own copy may lack what is done for it.
 pub const PREPARED: &str = "prepared.json";
+
+/// A working directory that the image lacks is made, as every other runtime does. One in a volume
+/// is the volume's: what is made here lies below it then, unseen.
+fn make_cwd(spec: &Spec, rootfs: &Path) -> Result<(), String> {
+    let Some(cwd) = spec.process().as_ref().map(|p| p.cwd().clone()) else { return Ok(()) };
+    subpath::make_folders(rootfs, &cwd).map_err(|e| format!("cannot make the working directory {}: {e}", cwd.display()))
+}
 
 /// The console socket's name in the bundle.
 const CONSOLE: &str = "console.sock";

@@ -24,6 +24,30 @@ use crate::create::{PREPARED, chain, set_oom_score};
 use crate::filter;
 use crate::helper::{Report, report};
 
+/// A shell's exit codes for a program that is not there, and for one that cannot be executed.
+const NOT_FOUND: i32 = 127;
+const CANNOT_EXECUTE: i32 = 126;
+
+/// Why the second fork did not become the program.
+enum NotStarted {
+    /// The container is not as it should be: the request fails.
+    Container(String),
+    /// The program is missing or unfit: the exec happens, and ends as it would in a shell.
+    Program { code: i32, message: String },
+}
+
+impl NotStarted {
+    fn program(program: &str, error: &io::Error) -> Self {
+        let missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        let (code, why) = match (missing, program.contains('/')) {
+            (true, true) => (NOT_FOUND, "no such file or directory".to_owned()),
+            (true, false) => (NOT_FOUND, "executable file not found in $PATH".to_owned()),
+            (false, _) => (CANNOT_EXECUTE, error.to_string()),
+        };
+        Self::Program { code, message: format!("exec: {program:?}: {why}\n") }
+    }
+}
+
 /// What the helper needs.
 pub struct ExecJob {
     /// The request.
@@ -85,25 +109,33 @@ impl ExecJob {
         let mut keep = vec![self.socket.as_raw_fd()];
         keep.extend(self.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
         // This process is still in the shim's PID namespace, so this is the number the shim will reap.
-        process::fork_inside(&keep, || {
-            let error = self.become_program(&spec, program.as_deref());
-            report(&self.socket, &Report { error: Some(error), ..Report::default() }, &[]);
-            127
+        process::fork_inside(&keep, || match self.become_program(&spec, program.as_deref()) {
+            NotStarted::Program { code, message } => {
+                // As in a shell: the caller reads why on standard error, and the code says which.
+                let _ = rustix::io::write(rustix::stdio::stderr(), message.as_bytes());
+                code
+            }
+            NotStarted::Container(error) => {
+                report(&self.socket, &Report { error: Some(error), ..Report::default() }, &[]);
+                CANNOT_EXECUTE
+            }
         })
         .map_err(|e| e.to_string())
     }
 
     /// The second fork: gives back only an error.
-    fn become_program(&self, spec: &Spec, program: Option<&[u8]>) -> String {
-        let Some(process) = spec.process() else { return "the container's spec has no process".to_owned() };
-        match self.identity(spec, process, program) {
-            Ok(()) => {}
-            Err(e) => return format!("cannot start {:?} in container {}: {e}", self.request.argv, self.request.id),
+    fn become_program(&self, spec: &Spec, program: Option<&[u8]>) -> NotStarted {
+        let Some(process) = spec.process() else {
+            return NotStarted::Container("the container's spec has no process".to_owned());
+        };
+        if let Err(e) = self.identity(spec, process, program) {
+            let error = format!("cannot start {:?} in container {}: {e}", self.request.argv, self.request.id);
+            return NotStarted::Container(error);
         }
         let env = self.environment(process);
         let error = execute_in_path(&self.request.argv, &env);
         let program = self.request.argv.first().map_or("", String::as_str);
-        format!("cannot execute {program:?} in container {}: {error}", self.request.id)
+        NotStarted::program(program, &error)
     }
 
     fn identity(&self, spec: &Spec, process: &Process, program: Option<&[u8]>) -> Result<(), String> {

@@ -26,6 +26,7 @@ mod filter;
 mod helper;
 mod logs;
 mod reap;
+mod reason;
 mod requests;
 mod server;
 mod spec;

@@ -34,6 +34,7 @@ const MESSAGE_MAX_BYTES: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Recorder {
     tx: mpsc::Sender<Taken>,
+    node: String,
 }
 
 /// A note, and when it was taken.
@@ -49,8 +50,23 @@ impl Recorder {
     /// Starts the writer.
     pub fn start(conn: Connection, node: String) -> Self {
         let (tx, rx) = mpsc::channel(QUEUE);
+        let name = node.clone();
         tokio::spawn(Writer { conn, node, seen: HashMap::new(), order: VecDeque::new(), tokens: BURST }.run(rx));
-        Self { tx }
+        Self { tx, node: name }
+    }
+
+    /// Notes something about this Node.
+    pub fn node(&self, note: Note) {
+        let reference = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            // Events of what lies in no namespace lie here, in Kubernetes, too.
+            namespace: Some("default".into()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..Default::default()
+        };
+        self.send(reference, note);
     }
 
     /// Notes something about a Pod.
@@ -69,8 +85,12 @@ impl Recorder {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: field,
         };
+        self.send(reference, note);
+    }
+
+    fn send(&self, reference: ObjectReference, note: Note) {
         tracing::info!(
-            pod = %format!("{}/{}", reference.namespace.as_deref().unwrap_or(""), reference.name.as_deref().unwrap_or("")),
+            object = %format!("{}/{}", reference.namespace.as_deref().unwrap_or(""), reference.name.as_deref().unwrap_or("")),
             reason = note.reason,
             "{}",
             note.message

@@ -1,6 +1,7 @@
 //! All that the agent says to the control plane, over one connection that fails over by itself:
 //! [`watch`] and [`refs`] read, [`status`], [`node`], [`lease`], [`events`] and [`renew`] write.
 pub mod events;
+pub mod kept;
 pub mod lease;
 pub mod members;
 pub mod node;

@@ -1,19 +1,25 @@
 //! ConfigMaps and Secrets that Pods of this node refer to: each fetched once however many Pods ask,
 //! followed while somebody holds it, forgotten after. What is not known yet is never taken for
-//! absent.
+//! absent. When the control plane is silent, an object stands as it was kept on disk.
 use super::{
-    ApiError, get, key,
+    ApiError, get,
+    kept::{Id, Kept},
+    key,
     watch::{Item, follow},
 };
 use crate::runtime::spec::env::{RefKind, Refs};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{mpsc, watch};
+use tonic::Code;
 use trellis_proto::client::Connection;
 
 /// How long a Pod waits for an object before it says so.
@@ -22,6 +28,9 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 const POLL_EVERY: Duration = Duration::from_secs(10);
 /// Between two tries of the first fetch.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// A member answers in milliseconds; after this the object stands as it was last acted on.
+const KEPT_AFTER: Duration = Duration::from_secs(2);
 
 /// An object, as far as it is known.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +46,11 @@ pub enum Known {
     Secret(Arc<Secret>),
 }
 
-type Id = (RefKind, String, String);
-
 /// All objects followed now.
 #[derive(Debug)]
 pub struct RefCache {
     conn: Connection,
+    kept: Arc<Kept>,
     followed: Mutex<HashMap<Id, watch::Receiver<Known>>>,
 }
 
@@ -53,9 +61,14 @@ pub struct Held {
 }
 
 impl RefCache {
-    /// An empty cache.
-    pub fn new(conn: Connection) -> Arc<Self> {
-        Arc::new(Self { conn, followed: Mutex::default() })
+    /// An empty cache before what is kept on disk.
+    pub fn new(conn: Connection, kept: Kept) -> Arc<Self> {
+        Arc::new(Self { conn, kept: Arc::new(kept), followed: Mutex::default() })
+    }
+
+    /// What is kept for Pods that start without the control plane.
+    pub fn kept(&self) -> &Arc<Kept> {
+        &self.kept
     }
 
     /// Begins to follow objects of a namespace.
@@ -94,30 +107,43 @@ impl RefCache {
                 }
             }
         };
+        let refused = AtomicBool::new(false);
         let keep = async {
             match id.0 {
-                RefKind::ConfigMap => self.keep::<ConfigMap>(&id, &tx, Known::ConfigMap).await,
-                RefKind::Secret => self.keep::<Secret>(&id, &tx, Known::Secret).await,
+                RefKind::ConfigMap => self.keep::<ConfigMap>(&id, &tx, &refused, Known::ConfigMap).await,
+                RefKind::Secret => self.keep::<Secret>(&id, &tx, &refused, Known::Secret).await,
             }
+        };
+        let silence = async {
+            match id.0 {
+                RefKind::ConfigMap => self.fall_back::<ConfigMap>(&id, &tx, &refused, Known::ConfigMap).await,
+                RefKind::Secret => self.fall_back::<Secret>(&id, &tx, &refused, Known::Secret).await,
+            }
+            std::future::pending().await
         };
         tokio::select! {
             () = unused => {}
             () = keep => {}
+            () = silence => {}
         }
     }
 
-    async fn keep<T: DeserializeOwned + Send + Sync + 'static>(
+    async fn keep<T: Serialize + DeserializeOwned + Send + Sync + 'static>(
         &self,
         id: &Id,
         tx: &watch::Sender<Known>,
+        refused: &AtomicBool,
         wrap: fn(Arc<T>) -> Known,
     ) {
         let object = key(id.0.word(), &id.1, &id.2);
         loop {
             match get::<T>(&self.conn, &object).await {
-                Ok(value) => drop(tx.send_replace(wrap(Arc::new(value)))),
-                Err(ApiError::NotFound(_)) => drop(tx.send_replace(Known::Absent)),
+                Ok(value) => self.present(id, tx, Arc::new(value), wrap).await,
+                Err(ApiError::NotFound(_)) => self.absent(id, tx).await,
                 Err(error) => {
+                    let forbidden =
+                        matches!(&error, ApiError::Call { status, .. } if status.code() == Code::PermissionDenied);
+                    refused.store(forbidden, Ordering::Relaxed);
                     tracing::warn!(%error, "cannot fetch what a Pod refers to");
                     tokio::time::sleep(RETRY_EVERY).await;
                     continue;
@@ -132,10 +158,10 @@ impl RefCache {
                         Item::Relist => seen = false,
                         Item::Present(value) => {
                             seen = true;
-                            tx.send_replace(wrap(Arc::new(value)));
+                            self.present(id, tx, Arc::new(value), wrap).await;
                         }
                         Item::Synced if seen => {}
-                        Item::Synced | Item::Gone(_) => drop(tx.send_replace(Known::Absent)),
+                        Item::Synced | Item::Gone(_) => self.absent(id, tx).await,
                     }
                 }
             };
@@ -144,6 +170,65 @@ impl RefCache {
                 tracing::debug!(%error, "asking now and then instead");
             }
             tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+
+    /// On disk first: who acts on it may lose the power the moment after.
+    async fn present<T: Serialize + Send + Sync + 'static>(
+        &self,
+        id: &Id,
+        tx: &watch::Sender<Known>,
+        value: Arc<T>,
+        wrap: fn(Arc<T>) -> Known,
+    ) {
+        if self.kept.is_pinned(id) {
+            let (kept, id, value) = (Arc::clone(&self.kept), id.clone(), Arc::clone(&value));
+            let saved = tokio::task::spawn_blocking(move || kept.save(&id, &*value)).await;
+            if let Ok(Err(error)) = saved {
+                tracing::error!(%error, "cannot keep what a Pod refers to: it will not start without the control plane");
+            }
+        }
+        tx.send_replace(wrap(value));
+    }
+
+    async fn absent(&self, id: &Id, tx: &watch::Sender<Known>) {
+        let (kept, gone) = (Arc::clone(&self.kept), id.clone());
+        // Err: the agent is ending.
+        drop(tokio::task::spawn_blocking(move || kept.remove(&gone)).await);
+        tx.send_replace(Known::Absent);
+    }
+
+    /// Nobody has answered: what was last acted on stands until somebody does.
+    async fn fall_back<T: DeserializeOwned + Send + Sync + 'static>(
+        &self,
+        id: &Id,
+        tx: &watch::Sender<Known>,
+        refused: &AtomicBool,
+        wrap: fn(Arc<T>) -> Known,
+    ) {
+        tokio::time::sleep(KEPT_AFTER).await;
+        if !matches!(*tx.borrow(), Known::Unknown) || refused.load(Ordering::Relaxed) {
+            return;
+        }
+        let (kept, wanted) = (Arc::clone(&self.kept), id.clone());
+        match tokio::task::spawn_blocking(move || kept.load::<T>(&wanted)).await {
+            Ok(Ok(Some(value))) => {
+                tracing::warn!(
+                    kind = id.0.word(),
+                    namespace = id.1,
+                    name = id.2,
+                    "no control plane: taken as last known"
+                );
+                tx.send_if_modified(|now| {
+                    let unknown = matches!(now, Known::Unknown);
+                    if unknown {
+                        *now = wrap(Arc::new(value));
+                    }
+                    unknown
+                });
+            }
+            Ok(Err(error)) => tracing::error!(%error, "what was kept of an object cannot be used"),
+            Ok(Ok(None)) | Err(_) => {}
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Between Pods and the node's image store: pull policy, pull secrets, what people are told.
 //! (The store itself shares one pull between callers that ask for one name, and shows progress.)
+pub mod gc;
+
 use k8s_openapi::api::core::v1::{Container, Secret};
 use serde::Deserialize;
 use std::{
@@ -33,6 +35,7 @@ pub fn policy(c: &Container) -> PullPolicy {
 
 #[derive(Deserialize)]
 struct DockerConfig {
+    #[serde(default)]
     auths: BTreeMap<String, DockerAuth>,
 }
 
@@ -115,6 +118,15 @@ pub fn status_id(image: &Image, full_name: &str) -> String {
     format!("{repository}@{}", image.manifest_digest)
 }
 
+/// What a Pod's owner reads about a failed pull.
+pub fn failure(name: &str, error: &ImageError) -> String {
+    match error {
+        // These begin with the image's name themselves.
+        ImageError::Registry { .. } | ImageError::Refused { .. } => format!("Failed to pull {error}"),
+        _ => format!("Failed to pull image \"{name}\": {error}"),
+    }
+}
+
 /// Fetches `name` if the policy asks for it, with each credential in turn, nobody's last.
 pub async fn ensure(
     store: ImageStore,
@@ -126,8 +138,9 @@ pub async fn ensure(
     for auth in auths.into_iter().chain([Auth::Anonymous]) {
         match one(store.clone(), name.clone(), policy, auth).await {
             Ok(image) => return Ok(image),
-            // The first credential's refusal says more than the anonymous one's.
-            Err(error @ ImageError::Registry { .. }) => last = last.or(Some(error)),
+            // The first credential's refusal says more than the anonymous one's. Another failure
+            // would only be repeated.
+            Err(error @ ImageError::Refused { .. }) => last = last.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -209,6 +222,7 @@ mod tests {
             names: vec![],
             size_bytes: 0,
             layers: vec![],
+            layer_bytes: vec![],
             config: Arc::default(),
         };
         assert_eq!(status_id(&image, "r:5000/a/b:1"), "r:5000/a/b@sha256:m");

@@ -209,8 +209,11 @@ impl Manager {
     }
 }
 
-/// Shims and folders that belong to no Pod of this node.
+/// Shims, folders and kept objects that belong to no Pod of this node.
 async fn remove_orphans(ctx: Arc<Context>, keep: BTreeSet<String>) {
+    let kept = Arc::clone(ctx.refs.kept());
+    // Err: the agent is ending.
+    drop(tokio::task::spawn_blocking(move || kept.sweep()).await);
     let names = |dir: std::path::PathBuf| -> Vec<String> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().into_string().ok()).collect()

@@ -14,6 +14,8 @@ pub struct ContainerView {
     pub id: String,
     /// Its process runs.
     pub running: bool,
+    /// Where it is, for messages.
+    pub state: String,
     /// How often it was started: its logs are 0 … attempts-1.
     pub attempts: u32,
     /// One of spec.containers.

@@ -1,6 +1,6 @@
 //! The machine's state in Kubernetes' words: `status` of a Pod.
 use super::{
-    machine::{Ended, Machine, Phase, Record, State},
+    machine::{CONFIG_ERROR, Ended, Machine, Phase, Record, State},
     plan::Role,
 };
 use jiff::Timestamp;
@@ -28,6 +28,8 @@ pub fn build(machine: &Machine, pod: &Pod, host_ip: &str) -> PodStatus {
     let phase = machine.phase();
     let addresses: Vec<String> = if machine.plan.host_network {
         vec![host_ip.to_owned()]
+    } else if machine.addresses.is_empty() && !machine.released.is_empty() {
+        machine.released.clone()
     } else if machine.addresses.is_empty() && machine.is_kept() {
         // A finished Pod keeps showing the address it had.
         old.pod_ips.iter().flatten().map(|p| p.ip.clone()).collect()
@@ -88,6 +90,9 @@ fn container(c: &Record, machine: &Machine) -> ContainerStatus {
         _ => c.ready(),
     };
     let starting = || {
+        if let Some(missing) = &c.config_error {
+            return waiting(CONFIG_ERROR, missing);
+        }
         let reason = match (c.plan.role, machine.initialized()) {
             (Role::Main, true) => "ContainerCreating",
             (Role::Main, false) | (Role::Init | Role::Sidecar, _) => "PodInitializing",

@@ -1,7 +1,10 @@
 //! Exec: a process in a running container, its stdio carried over the stream; its exit code is
 //! the last message. It is killed when the caller goes away.
 use super::{Service, container};
-use crate::runtime::shim::Shim;
+use crate::{
+    pod::registry::{ContainerView, PodView},
+    runtime::shim::Shim,
+};
 use bytes::Bytes;
 use rustix::termios::Winsize;
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -36,10 +39,7 @@ pub async fn begin(service: &Service, mut input: Streaming<ExecInput>, tx: Tx) -
     let view = service.pod(&start.namespace, &start.pod)?;
     let found = container(&view, &start.container)?;
     if !found.running || found.id.is_empty() {
-        return Err(Status::failed_precondition(format!(
-            "container {} of pod {} is not running: `trellis describe pod {}` says why",
-            found.name, start.pod, start.pod
-        )));
+        return Err(not_running(&view, found));
     }
     let shim = Shim::at(&service.ctx.shim_dir(view.uid()));
     let exec = Exec {
@@ -50,6 +50,14 @@ pub async fn begin(service: &Service, mut input: Streaming<ExecInput>, tx: Tx) -
         ..Exec::default()
     };
     if start.tty { terminal(shim, exec, input, tx).await } else { pipes(shim, exec, &start, input, tx).await }
+}
+
+fn not_running(view: &PodView, c: &ContainerView) -> Status {
+    let pod = view.pod.metadata.name.as_deref().unwrap_or_default();
+    Status::failed_precondition(format!(
+        "cannot exec in container {} of pod {pod}: it is not running but {}; `trellis describe pod {pod}` says why",
+        c.name, c.state
+    ))
 }
 
 fn size(s: &TerminalSize) -> Option<(u16, u16)> {

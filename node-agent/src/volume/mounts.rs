@@ -4,12 +4,22 @@ use crate::runtime::spec::expand::expand;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use oci_spec::runtime::Mount;
 use std::path::Path;
-use trellis_shim_protocol::defaults;
+use trellis_shim_protocol::{SubPath, defaults};
 
-/// All mounts of `c`, sorted so that one below another comes after it.
-pub fn of(pod: &Pod, c: &Container, places: &Places, env: &[(String, String)]) -> Result<Vec<Mount>, VolumeError> {
+/// What a container's volumeMounts amount to.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// Sorted so that one below another comes after it.
+    pub mounts: Vec<Mount>,
+    /// Those of `mounts` that are a part of their volume: the shim looks for it again.
+    pub sub_paths: Vec<SubPath>,
+}
+
+/// All mounts of `c`.
+pub fn of(pod: &Pod, c: &Container, places: &Places, env: &[(String, String)]) -> Result<Mounts, VolumeError> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     let mut out = Vec::new();
+    let mut sub_paths = Vec::new();
     for m in c.volume_mounts.iter().flatten() {
         let volume = volumes.iter().find(|v| v.name == m.name).ok_or_else(|| VolumeError::Unknown(m.name.clone()))?;
         let root = places.of(volume);
@@ -21,11 +31,13 @@ pub fn of(pod: &Pod, c: &Container, places: &Places, env: &[(String, String)]) -
         let source = if sub.is_empty() {
             root
         } else {
-            subpath::resolve(&root, &sub).map_err(|source| VolumeError::SubPath {
+            let real = subpath::resolve(&root, &sub).map_err(|source| VolumeError::SubPath {
                 volume: m.name.clone(),
                 sub_path: sub.clone(),
                 source,
-            })?
+            })?;
+            sub_paths.push(SubPath { destination: m.mount_path.clone().into(), volume: root, path: sub.into() });
+            real
         };
         // What the control plane writes is not the container's to change, as in Kubernetes.
         let payload = volume.config_map.is_some()
@@ -36,7 +48,7 @@ pub fn of(pod: &Pod, c: &Container, places: &Places, env: &[(String, String)]) -
         out.push(mount(&source, &m.mount_path, read_only, m.mount_propagation.as_deref()));
     }
     out.sort_by_key(|m: &Mount| m.destination().components().count());
-    Ok(out)
+    Ok(Mounts { mounts: out, sub_paths })
 }
 
 fn mount(source: &Path, destination: &str, read_only: bool, propagation: Option<&str>) -> Mount {

@@ -1,12 +1,17 @@
 //! One file per sentence about the cluster.
 
+mod containers;
 mod daemons;
 mod faults;
 mod members;
+mod logs;
 mod policy;
+mod private_registry;
+mod reboot;
 mod registry;
 mod slice;
 mod streams;
+mod terminal;
 mod trust;
 mod wires;
 mod workloads;
@@ -20,6 +25,12 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
     Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },
     Scenario { name: "logs_know_previous_tail_and_follow", body: streams::logs_options },
+    Scenario { name: "logs_since_and_follow_over_rotation", body: logs::since_and_rotation },
+    Scenario { name: "a_terminal_reaches_into_a_pod", body: terminal::exec },
+    Scenario { name: "a_terminal_reaches_a_node_of_the_lab", body: terminal::lab_shell },
+    Scenario { name: "what_does_not_run_says_why", body: containers::reasons },
+    Scenario { name: "probes_start_serve_and_restart", body: containers::probes },
+    Scenario { name: "a_pod_on_the_nodes_network_has_its_address", body: containers::host_network },
     Scenario { name: "rollouts_scale_and_conditions_are_as_in_kubernetes", body: workloads::rollouts },
     Scenario { name: "config_maps_secrets_and_volumes_reach_containers", body: workloads::volumes },
     Scenario { name: "a_pod_that_fits_nowhere_says_why", body: workloads::pending },
@@ -27,6 +38,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_policy_admits_whom_it_names_and_nobody_else", body: policy::ingress },
     Scenario { name: "daemons_die_and_containers_run_on", body: daemons::die },
     Scenario { name: "pods_and_network_work_without_a_control_plane", body: daemons::no_control_plane },
+    Scenario { name: "a_node_reboots_without_a_control_plane_and_its_pods_run", body: reboot::without_control_plane },
     Scenario { name: "the_leaders_death_stops_writes_for_moments_only", body: faults::leader_dies },
     Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
     Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
@@ -39,6 +51,9 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
     Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
     Scenario { name: "real_images_are_pulled_from_a_real_registry", body: registry::real_software },
+    Scenario { name: "private_images_need_the_right_credentials", body: private_registry::credentials },
+    Scenario { name: "an_index_gives_each_node_its_own_platform", body: private_registry::platforms },
+    Scenario { name: "what_a_lying_registry_serves_is_refused", body: private_registry::tampered },
     // Last: it ends the lab.
     Scenario { name: "down_leaves_nothing", body: slice::down_leaves_nothing },
 ];

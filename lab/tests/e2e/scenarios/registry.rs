@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where the registry is; its data and the images lie in that node's data folder.
-const HOME: &str = "n1";
+pub const HOME: &str = "n1";
 const TOOLS: &[&str] = &[
     "/usr/bin/docker-registry",
     "/usr/bin/skopeo",
@@ -64,7 +64,7 @@ fn copy_program(program: &str, root: &Path) {
     }
 }
 
-fn umoci(args: &[&str]) {
+pub fn umoci(args: &[&str]) {
     run(Command::new("umoci").args(args), LIMIT).ok();
 }
 
@@ -99,31 +99,47 @@ fn make_images(folder: &Path) {
     }
 }
 
-/// Debian's docker-registry as a daemon of the node, and the images pushed into it by skopeo.
-fn start_registry(cluster: &Cluster) {
+/// The folder of images, made by the first who needs it; an OCI layout is in it.
+pub fn images(cluster: &Cluster) -> PathBuf {
+    let folder = cluster.lab.layout().node(HOME).path("data").join("images");
+    if !folder.exists() {
+        fs::create_dir_all(&folder).unwrap();
+        make_images(&folder);
+    }
+    folder
+}
+
+/// Debian's docker-registry as a daemon of the node, over the storage that all of them share.
+pub fn start(cluster: &Cluster, name: &str, address: &str, more: &str) {
+    images(cluster);
     let data = cluster.lab.layout().node(HOME).path("data");
-    let folder = data.join("images");
-    fs::create_dir_all(&folder).unwrap();
-    make_images(&folder);
     let config = format!(
-        "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: /var/lib/trellis/registry}}}}\nhttp: {{addr: '{REGISTRY}'}}\n"
+        "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: /var/lib/trellis/registry}}}}\nhttp: {{addr: '{address}'}}\n{more}"
     );
-    fs::write(data.join("registry.yml"), config).unwrap();
-    let argv = ["docker-registry", "serve", "/var/lib/trellis/registry.yml"].map(str::to_owned).to_vec();
+    fs::write(data.join(format!("{name}.yml")), config).unwrap();
+    let argv = vec!["docker-registry".to_owned(), "serve".to_owned(), format!("/var/lib/trellis/{name}.yml")];
     cluster
         .lab
-        .start_daemon(HOME, DaemonSpec { name: "registry".to_owned(), argv, env: BTreeMap::new(), user: None })
+        .start_daemon(HOME, DaemonSpec { name: name.to_owned(), argv, env: BTreeMap::new(), user: None })
         .unwrap();
-    for recipe in RECIPES {
-        let source = format!("oci:/var/lib/trellis/images/layout:{}", recipe.name);
-        let target = format!("docker://{REGISTRY}/library/{}:1", recipe.name);
-        let argv = ["skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", &source, &target];
-        wait::until(&format!("pushing {}", recipe.name), LIMIT, || {
-            let output = cluster.lab.run(HOME, &argv, &BTreeMap::new()).map_err(|e| e.to_string())?;
-            if output.code == 0 { Ok(()) } else { Err(output.stderr) }
-        })
-        .unwrap_or_else(|e| panic!("{e}"));
-    }
+}
+
+/// Pushes an image of the layout into the open registry, by skopeo, as tag 1.
+pub fn push(cluster: &Cluster, image: &str, repository: &str) {
+    let source = format!("oci:/var/lib/trellis/images/layout:{image}");
+    let target = format!("docker://{REGISTRY}/{repository}:1");
+    let argv = ["skopeo", "copy", "--all", "--insecure-policy", "--dest-tls-verify=false", &source, &target];
+    wait::until(&format!("pushing {image}"), LIMIT, || {
+        let output = cluster.lab.run(HOME, &argv, &BTreeMap::new()).map_err(|e| e.to_string())?;
+        if output.code == 0 { Ok(()) } else { Err(output.stderr) }
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Why registries cannot be tested here, if so.
+pub fn missing_tool() -> Option<String> {
+    let missing = TOOLS.iter().find(|t| !Path::new(t).exists())?;
+    Some(format!("{missing} is not installed (make test installs it where it may)"))
 }
 
 /// The Deployment of Kubernetes' documentation, as it is; only the image is another.
@@ -151,10 +167,13 @@ spec:
 ";
 
 pub fn real_software(cluster: &mut Cluster) -> Outcome {
-    if let Some(missing) = TOOLS.iter().find(|t| !Path::new(t).exists()) {
-        return Outcome::Skipped(format!("{missing} is not installed (make test installs it where it may)"));
+    if let Some(missing) = missing_tool() {
+        return Outcome::Skipped(missing);
     }
-    start_registry(cluster);
+    start(cluster, "registry", REGISTRY, "");
+    for recipe in RECIPES {
+        push(cluster, recipe.name, &format!("library/{}", recipe.name));
+    }
     cluster.apply("nginx.yaml", DOCUMENTED);
     let web = cluster.wait_ready("default", "app=nginx", 3);
     let (_forward, port) = streams::port_forward(cluster, "deployment/nginx-deployment", 80);

@@ -242,6 +242,23 @@ pub struct CreateContainer {
     /// Give it a pipe as stdin that stays open instead of `/dev/null`.
     #[serde(default)]
     pub stdin: bool,
+    /// Mounts of the spec whose source is a place inside a volume that containers may write to.
+    /// The shim opens each anew, with the volume as root, and mounts what it opened: a link that
+    /// is exchanged meanwhile leads nowhere. The spec's own source is for shims that do not know
+    /// this field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sub_paths: Vec<SubPath>,
+}
+
+/// A mount of a part of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubPath {
+    /// Which mount of the spec is meant: its destination.
+    pub destination: PathBuf,
+    /// The volume.
+    pub volume: PathBuf,
+    /// Where in it: relative, exists.
+    pub path: PathBuf,
 }
 
 /// Where a container's root file system comes from.

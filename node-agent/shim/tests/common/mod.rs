@@ -85,6 +85,7 @@ impl Pod {
             cgroup_namespace: false,
             log: LogConfig::file(self.log(id)),
             stdin: false,
+            sub_paths: Vec::new(),
         }
     }
 

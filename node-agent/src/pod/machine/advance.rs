@@ -204,7 +204,12 @@ impl Machine {
             (Event::NetworkDetached, DownStep::Detach) => {
                 self.network_touched = false;
                 self.network = Step::new();
-                self.addresses.clear();
+                let had = std::mem::take(&mut self.addresses);
+                if e.then == Then::Keep {
+                    // Only of a Pod whose phase says that it has ended: nobody takes the address for
+                    // its own then, and netd may give it to another.
+                    self.released = had;
+                }
                 DownStep::Cleanup
             }
             (Event::CleanedUp, DownStep::Cleanup) => match e.then {

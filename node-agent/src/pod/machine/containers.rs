@@ -4,7 +4,7 @@ use super::{
         backoff::RESET_AFTER,
         event::{Effect, Event, Exit, Now, ProbeKind},
     },
-    Ended, Machine, Record, State, advance, note, stop, warn,
+    CONFIG_ERROR, Ended, Machine, Record, State, advance, note, stop, warn,
 };
 use jiff::Timestamp;
 use std::time::Duration;
@@ -43,7 +43,8 @@ impl Machine {
                     // It never reached the runtime: its number is used again.
                     c.next -= 1;
                     let until = Some(now.mono + CONFIG_RETRY);
-                    let reason = "CreateContainerConfigError".to_owned();
+                    let reason = CONFIG_ERROR.to_owned();
+                    c.config_error = Some(message.clone());
                     c.state = State::Waiting { reason, message: message.clone(), until };
                     out.push(warn("Failed", format!("Error: {message}"), Some(container)));
                 }
@@ -100,6 +101,7 @@ impl Machine {
             }
             _ => return,
         }
+        c.config_error = None;
         c.state = State::Running { since: at };
         c.id = id;
         c.started = !c.plan.startup_probe;
@@ -147,6 +149,7 @@ impl Machine {
             c.crash_backoff.reset();
         }
         let ended = Ended { exit, reason: reason.to_owned(), id: std::mem::take(&mut c.id) };
+        c.config_error = None;
         c.stopping = None;
         c.started = false;
         c.probe_ready = false;

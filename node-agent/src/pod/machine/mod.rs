@@ -30,7 +30,7 @@ mod recover;
 mod tests;
 
 pub use phase::{Condition, Phase};
-pub(crate) use record::{DownStep, Ending, Step, StepAt, Stopping, Then, waiting};
+pub(crate) use record::{CONFIG_ERROR, DownStep, Ending, Step, StepAt, Stopping, Then, waiting};
 pub use record::{Ended, Record, State};
 pub use recover::{Persisted, ShimContainer, ShimReport};
 
@@ -52,6 +52,8 @@ pub struct Machine {
     pub(crate) plan: PodPlan,
     pub(crate) containers: Vec<Record>,
     pub(crate) addresses: Vec<String>,
+    /// What a finished Pod had: status goes on showing it, as in Kubernetes.
+    pub(crate) released: Vec<String>,
     pub(crate) start_time: Timestamp,
     pub(crate) deadline_exceeded: bool,
     pub(crate) conditions: BTreeMap<&'static str, Condition>,
@@ -83,6 +85,7 @@ impl Machine {
             plan,
             containers,
             addresses: Vec::new(),
+            released: Vec::new(),
             start_time: now.wall,
             deadline_exceeded: false,
             conditions: BTreeMap::new(),

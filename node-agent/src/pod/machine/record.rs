@@ -133,6 +133,8 @@ pub struct Record {
     pub(super) stopping: Option<Stopping>,
     /// Its image was changed in the spec: start again whatever the policy says.
     pub(super) replaced: bool,
+    /// What the last try found missing: shown until a try gets further.
+    pub(crate) config_error: Option<String>,
 }
 
 impl Record {
@@ -151,12 +153,23 @@ impl Record {
             crash_backoff: Backoff::standard(),
             stopping: None,
             replaced: false,
+            config_error: None,
         }
     }
 
     /// `restartCount`: starts beyond the first.
     pub fn restart_count(&self) -> u32 {
         self.next.saturating_sub(1)
+    }
+
+    /// Where it is, for messages: "running", "waiting (CrashLoopBackOff)", "terminated (Error, exit code 3)".
+    pub fn describe(&self) -> String {
+        match &self.state {
+            State::Waiting { reason, .. } => format!("waiting ({reason})"),
+            State::Starting => "being started".to_owned(),
+            State::Running { .. } => "running".to_owned(),
+            State::Ended(e) => format!("terminated ({}, exit code {})", e.reason, e.exit.code),
+        }
     }
 
     /// Ready to serve, as far as this container goes.
@@ -176,6 +189,9 @@ impl Record {
         self.next > 0 && self.attempt() == attempt
     }
 }
+
+/// Why a container waits whose ConfigMap, Secret or user is missing.
+pub(crate) const CONFIG_ERROR: &str = "CreateContainerConfigError";
 
 pub(crate) fn waiting(reason: &str) -> State {
     State::Waiting { reason: reason.into(), message: String::new(), until: None }

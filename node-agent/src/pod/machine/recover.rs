@@ -31,6 +31,9 @@ pub struct Persisted {
     /// What netd gave: probes go on by them before netd has answered again.
     #[serde(default)]
     addresses: Vec<String>,
+    /// What it had when it finished.
+    #[serde(default)]
+    released: Vec<String>,
     containers: Vec<PersistedContainer>,
 }
 
@@ -76,6 +79,11 @@ impl Persisted {
     pub fn fits(&self, uid: &str) -> bool {
         self.version == VERSION && self.uid == uid
     }
+
+    /// `imageID` of every container that has had an image.
+    pub fn image_ids(&self) -> impl Iterator<Item = &str> {
+        self.containers.iter().map(|c| c.image_id.as_str()).filter(|id| !id.is_empty())
+    }
 }
 
 impl Machine {
@@ -108,6 +116,7 @@ impl Machine {
             finished,
             sandbox: self.sandbox.is_done() || self.sandbox.is_busy(),
             addresses: self.addresses.clone(),
+            released: self.released.clone(),
             containers: containers.collect(),
         }
     }
@@ -144,6 +153,7 @@ impl Machine {
         m.start_time = saved.start_time;
         m.deadline_exceeded = saved.deadline_exceeded;
         m.initialized = saved.initialized;
+        m.released.clone_from(&saved.released);
         if shim.is_some() {
             m.addresses.clone_from(&saved.addresses);
         }

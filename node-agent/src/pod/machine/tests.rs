@@ -302,6 +302,31 @@ fn missing_configuration_waits_without_counting_a_restart() {
     assert_eq!(acts(m.on_event(Event::Tick, at(2.0))), [image("a")]);
     assert_eq!(acts(m.on_event(ready("a"), at(2.0))), [start("a", 0)]);
     assert_eq!(m.containers[0].restart_count(), 0);
+    // While it is tried again, status goes on saying what is missing.
+    let shown = |m: &Machine| {
+        let status = status::build(m, &Pod::default(), "172.30.0.1").container_statuses.unwrap().remove(0);
+        status.state.unwrap().waiting.map(|w| (w.reason.unwrap(), w.message.unwrap_or_default()))
+    };
+    let missing = ("CreateContainerConfigError".to_owned(), "configmap \"c\" not found".to_owned());
+    assert_eq!(shown(&m), Some(missing));
+    m.on_event(started("a", 0, 3.0), at(3.0));
+    m.on_event(exited("a", 0, 1, 4.0), at(4.0));
+    assert_eq!(acts(m.on_event(ready("a"), at(4.0))), [start("a", 1)]);
+    assert_eq!(shown(&m).unwrap().0, "ContainerCreating", "it got further");
+}
+
+#[test]
+fn a_finished_pod_goes_on_showing_its_address() {
+    let mut m = running(RestartPolicy::Never);
+    m.on_event(exited("a", 0, 0, 1.0), at(1.0));
+    let shown = |m: &Machine| status::build(m, &Pod::default(), "172.30.0.1").pod_ip;
+    assert_eq!(acts(m.on_event(Event::NetworkDetached, at(1.0))), [Effect::Cleanup { keep_logs: true }]);
+    assert_eq!(shown(&m).as_deref(), Some("10.244.1.7"), "netd has taken it back already");
+    m.on_event(Event::CleanedUp, at(1.0));
+    assert_eq!((m.phase(), shown(&m).as_deref()), (Phase::Succeeded, Some("10.244.1.7")));
+    let saved = m.snapshot().unwrap().clone();
+    let again = Machine::recover(m.plan.clone(), &saved, None, at(2.0));
+    assert_eq!(shown(&again).as_deref(), Some("10.244.1.7"), "also after the agent's restart");
 }
 
 #[test]

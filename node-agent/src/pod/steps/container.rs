@@ -19,7 +19,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Secret};
 use oci_spec::runtime::Mount;
-use std::{fs, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 use trellis_image::{Auth, Image, PullPolicy};
 use trellis_shim_protocol::{ContainerState, CreateContainer, LogConfig, Rootfs, defaults};
 
@@ -67,19 +67,31 @@ pub async fn ensure_image(step: Step, c: Container) -> Message {
             step.note(false, "Pulled", text, Some(&c.name));
             Message::Image(c.name.clone(), name, image)
         }
-        Err(error) => failed(image::reason(&error), format!("Failed to pull image \"{name}\": {error}")),
+        Err(error) => failed(image::reason(&error), image::failure(&name, &error)),
     }
 }
 
 async fn pull_credentials(step: &Step, name: &str) -> Vec<Auth> {
     let secrets = step.pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
-    let wanted = secrets.map(|r| (env::RefKind::Secret, r.name.clone())).collect();
+    let wanted: BTreeSet<_> = secrets.map(|r| (env::RefKind::Secret, r.name.clone())).collect();
+    let names: Vec<String> = wanted.iter().map(|(_, name)| name.clone()).collect();
     let mut held = step.ctx.refs.hold(step.namespace(), wanted);
     if held.is_empty() {
         return Vec::new();
     }
     let secrets: Vec<Arc<Secret>> = match held.get().await {
-        Ok(refs) => refs.secrets.into_values().collect(),
+        Ok(refs) => {
+            let missing: Vec<&str> =
+                names.iter().filter(|n| !refs.secrets.contains_key(*n)).map(String::as_str).collect();
+            if !missing.is_empty() {
+                let text = format!(
+                    "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                    missing.join(", ")
+                );
+                step.note(true, "FailedToRetrieveImagePullSecret", text, None);
+            }
+            refs.secrets.into_values().collect()
+        }
         Err(error) => {
             step.note(true, "FailedToRetrieveImagePullSecret", error, None);
             return Vec::new();
@@ -147,7 +159,8 @@ fn build(
     let user = user::resolve(&db, &image_user, &step.pod, c).map_err(|e| e.to_string())?;
     let own = step.dir.containers().join(id);
     let mut all = files(step, c, &own).map_err(|e| format!("{}: {e}", own.display()))?;
-    all.extend(mounts::of(&step.pod, c, &volumes::places(step), &env).map_err(|e| e.to_string())?);
+    let volumes = mounts::of(&step.pod, c, &volumes::places(step), &env).map_err(|e| e.to_string())?;
+    all.extend(volumes.mounts);
     // A volume on /etc/hosts or the like is what the Pod wants there.
     let mut unique: Vec<Mount> = Vec::new();
     for m in all {
@@ -173,6 +186,7 @@ fn build(
         cgroup_namespace: !spec::security::is_privileged(c),
         log: LogConfig::file(step.dir.log(&c.name, attempt)),
         stdin: c.stdin == Some(true),
+        sub_paths: volumes.sub_paths,
     })
 }
 

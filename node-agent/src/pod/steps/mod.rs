@@ -13,10 +13,17 @@ use super::{
 };
 use crate::{
     api::{self, events::Recorder, node::Machine, refs::RefCache},
-    runtime::{netd::Netd, shim::Shim, spec::env::Facts, warmth::Warmth},
+    runtime::{
+        netd::Netd,
+        shim::Shim,
+        spec::env::{self, Facts, RefKind},
+        warmth::Warmth,
+    },
+    volume,
 };
 use k8s_openapi::api::core::v1::Pod;
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -93,6 +100,18 @@ impl Context {
             allocatable_memory_bytes: i64::try_from(self.machine.allocatable_memory_bytes()).unwrap_or(i64::MAX),
         }
     }
+}
+
+/// All ConfigMaps and Secrets that a Pod refers to: volumes, env, pull secrets.
+pub fn references(pod: &Pod) -> BTreeSet<(RefKind, String)> {
+    let mut all = volume::references(pod);
+    for spec in &pod.spec {
+        for c in spec.init_containers.iter().flatten().chain(&spec.containers) {
+            all.extend(env::references(c));
+        }
+        all.extend(spec.image_pull_secrets.iter().flatten().map(|r| (RefKind::Secret, r.name.clone())));
+    }
+    all
 }
 
 /// A Pod as it was when the step began.

@@ -80,11 +80,17 @@ impl Worker {
     pub fn start(ctx: Arc<Context>, pod: Arc<Pod>, over: mpsc::Sender<String>) -> Mailbox {
         let (tx, rx) = mpsc::channel(QUEUE);
         let mailbox = tx.clone();
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        // Before anybody sweeps, and before anything is fetched.
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        ctx.refs.kept().pin(&uid, namespace, &steps::references(&pod));
         tokio::spawn(async move {
-            let uid = pod.metadata.uid.clone().unwrap_or_default();
             let worker = Self::recover(ctx.clone(), pod, tx, rx).await;
             worker.run().await;
             ctx.registry.remove(&uid);
+            let (kept, over_uid) = (Arc::clone(ctx.refs.kept()), uid.clone());
+            // Err: the agent is ending.
+            drop(tokio::task::spawn_blocking(move || kept.unpin(&over_uid)).await);
             drop(over.send(uid).await);
         });
         mailbox
@@ -294,6 +300,7 @@ impl Worker {
             name: c.plan.name.clone(),
             id: c.id.clone(),
             running: matches!(c.state, State::Running { .. }),
+            state: c.describe(),
             attempts: c.restart_count()
                 + u32::from(c.alive() || c.last.is_some() || matches!(c.state, State::Ended(_))),
             main: c.plan.role == super::plan::Role::Main,
