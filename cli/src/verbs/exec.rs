@@ -183,10 +183,14 @@ fn pump_stdin(tx: &mpsc::Sender<ExecInput>) {
 
 async fn pump_size(tx: mpsc::Sender<ExecInput>) {
     let Ok(mut changed) = signal(SignalKind::window_change()) else { return };
-    while changed.recv().await.is_some() {
+    loop {
+        // Once at first: it may have changed between the start message and the line above.
         if let Some(s) = size()
             && tx.send(ExecInput { input: Some(Input::Resize(s)) }).await.is_err()
         {
+            return;
+        }
+        if changed.recv().await.is_none() {
             return;
         }
     }
