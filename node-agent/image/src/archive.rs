@@ -80,7 +80,7 @@ impl ImageStore {
         }
         let names = image.names.iter().filter_map(|n| crate::normalize(n).ok()).collect();
         let manifest_digest = image.manifest_digest.unwrap_or_else(|| id.clone());
-        self.shared.commit(NewImage { id, manifest_digest, names, diff_ids, config })
+        self.shared.commit(NewImage { id, manifest_digest, names, diff_ids, config, imported: true })
     }
 
     fn import_layer(&self, parts: &Parts<'_>, path: &str, blob: Option<&str>, diff_id: &str) -> Result<(), ImageError> {

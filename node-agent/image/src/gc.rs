@@ -2,6 +2,9 @@
 //! threshold, images that no Pod uses go, the least recently used first, until it is below
 //! another; images unused for very long go anyway, where that is wanted.
 //!
+//! An image that was imported stays as long as it has a name: no registry need have it, and a Pod
+//! that fails over to this node would never start. It goes when its name moves to a newer one.
+//!
 //! [`plan`] decides and is pure; [`ImageStore::collect`] measures, removes, and measures again.
 
 use std::{
@@ -60,7 +63,7 @@ pub struct Candidate {
     pub id: String,
     /// Diff id and size of each layer; images share layers.
     pub layers: Vec<(String, u64)>,
-    /// A Pod of this node refers to it.
+    /// A Pod of this node refers to it, or nobody could bring it back.
     pub in_use: bool,
     /// Since it came, or a container was last started from it.
     pub unused_for: Duration,
@@ -145,7 +148,7 @@ impl ImageStore {
         for (image, last_use) in self.uses()? {
             let layers = image.layers.iter().map(|l| l.display().to_string()).zip(image.layer_bytes.iter().copied());
             candidates.push(Candidate {
-                in_use: used.contains(&image.id),
+                in_use: used.contains(&image.id) || (image.imported && !image.names.is_empty()),
                 layers: layers.collect(),
                 unused_for: as_of.saturating_duration_since(last_use),
                 id: image.id.clone(),

@@ -144,6 +144,7 @@ impl Pull<'_> {
             names: vec![self.reference.whole()],
             diff_ids,
             config,
+            imported: false,
         };
         let shared = Arc::clone(&self.store.shared);
         let image = blocking(move || shared.commit(new)).await?;

@@ -54,6 +54,8 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Uncompressed size of each.
     pub layer_bytes: Vec<u64>,
+    /// It came (also) from an archive: no registry need have it.
+    pub imported: bool,
     /// What to run, as whom, where.
     pub config: Arc<ImageConfiguration>,
 }
@@ -67,6 +69,8 @@ struct Record {
     size_bytes: u64,
     diff_ids: Vec<String>,
     layer_bytes: Vec<u64>,
+    #[serde(default)]
+    imported: bool,
     config: serde_json::Value,
 }
 
@@ -113,6 +117,7 @@ pub(crate) struct NewImage {
     pub names: Vec<String>,
     pub diff_ids: Vec<String>,
     pub config: serde_json::Value,
+    pub imported: bool,
 }
 
 impl ImageStore {
@@ -283,8 +288,10 @@ impl Shared {
             }
         }
         let mut names: BTreeSet<String> = new.names.into_iter().collect();
+        let mut imported = new.imported;
         if let Some(before) = index.by_id.get(&new.id) {
             names.extend(before.names.iter().cloned());
+            imported |= before.imported;
         }
         let record = Record {
             version: 1,
@@ -294,6 +301,7 @@ impl Shared {
             size_bytes: layer_bytes.iter().sum(),
             diff_ids: new.diff_ids,
             layer_bytes,
+            imported,
             config: new.config,
         };
         write(&self.record(&new.id)?, &record)?;
@@ -312,6 +320,7 @@ impl Shared {
             size_bytes: record.size_bytes,
             layers: record.diff_ids.iter().map(|d| self.layer(d)).collect::<Result<_, _>>()?,
             layer_bytes: record.layer_bytes.clone(),
+            imported: record.imported,
             config: Arc::new(config),
         })
     }

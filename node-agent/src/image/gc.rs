@@ -46,10 +46,9 @@ fn tell(ctx: &Context, done: &Collected, limits: &Limits) {
     }
     if done.missing_bytes > 0 {
         let text = format!(
-            "the file system is {} % full, {} bytes more should be free (limit {} %), and no unused image is left: \
+            "the file system is {} % full (limit {} %), and no unused image is left to be removed: \
              remove data, or give the node a larger disk",
             done.after.used_percent(),
-            done.missing_bytes,
             limits.high_percent
         );
         note(true, "FreeDiskSpaceFailed", text);

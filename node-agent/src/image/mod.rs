@@ -223,6 +223,7 @@ mod tests {
             size_bytes: 0,
             layers: vec![],
             layer_bytes: vec![],
+            imported: false,
             config: Arc::default(),
         };
         assert_eq!(status_id(&image, "r:5000/a/b:1"), "r:5000/a/b@sha256:m");

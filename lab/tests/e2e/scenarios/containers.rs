@@ -97,7 +97,7 @@ pub fn probes(cluster: &mut Cluster) -> Outcome {
         json!({
             "command": ["sh", "-c", "echo up > /www/index.html; httpd -p 8080 -h /www; while :; do sleep 1; done"],
             "startupProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1, "failureThreshold": 30},
-            "readinessProbe": quick(json!({"exec": {"command": ["test", "-e", "/tmp/ready"]}})),
+            "readinessProbe": quick(json!({"exec": {"command": ["ls", "/tmp/ready"]}})),
             "livenessProbe": quick(json!({"tcpSocket": {"port": 8080}})),
         }),
     );
@@ -119,7 +119,7 @@ pub fn probes(cluster: &mut Cluster) -> Outcome {
     assert!(!ready(&started), "{}", started["status"]);
     touch("probed", "touch /tmp/ready");
     until(cluster, "probed", "ready", ready);
-    touch("probed", "rm /tmp/ready");
+    touch("probed", "busybox rm /tmp/ready");
     let unready = until(cluster, "probed", "not ready", |p| !ready(p));
     assert_eq!(status(&unready)["restartCount"], 0, "an unready container is not restarted");
     touch("probed", "busybox killall httpd");
