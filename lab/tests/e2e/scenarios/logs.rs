@@ -38,7 +38,7 @@ pub fn since_and_rotation(cluster: &mut Cluster) -> Outcome {
     let mut follow = cluster.trellis_command(&["logs", "-f", "writer"]);
     let mut following = Running(follow.stdout(Stdio::piped()).spawn().unwrap());
     let lines = lines_of(following.0.stdout.take().unwrap());
-    let mut next = || lines.recv_timeout(LIMIT).unwrap();
+    let next = || lines.recv_timeout(LIMIT).unwrap();
     assert_eq!((next(), next()), ("old".to_owned(), "new".to_owned()));
     touch("many");
     for number in 1..=LINES {

@@ -105,7 +105,7 @@ impl Context {
 /// All ConfigMaps and Secrets that a Pod refers to: volumes, env, pull secrets.
 pub fn references(pod: &Pod) -> BTreeSet<(RefKind, String)> {
     let mut all = volume::references(pod);
-    for spec in &pod.spec {
+    if let Some(spec) = &pod.spec {
         for c in spec.init_containers.iter().flatten().chain(&spec.containers) {
             all.extend(env::references(c));
         }
