@@ -171,9 +171,6 @@ pub fn credentials(cluster: &mut Cluster) -> Outcome {
         names(&said, &[&image, &format!("registry {place}"), "asks for credentials", "imagePullSecrets"]);
         let said = refusal(cluster, &format!("{kind}-wrong"));
         names(&said, &[&image, &format!("registry {place}"), "refused user \"puller\"", "imagePullSecrets"]);
-        if kind == "token" {
-            names(&said, &["the token server says: who are you?"]);
-        }
         names(&refusal(cluster, &format!("{kind}-absent")), &["asks for credentials"]);
         let told = || cluster.trellis(&["events"]).stdout.contains("no-such-secret");
         wait::until_true("an Event about the missing Secret", LIMIT, told).unwrap();
@@ -289,7 +286,7 @@ fn lying_registry(layout: Layout, lies: impl Fn(&str, &str) -> Option<PathBuf>, 
     match parts.as_slice() {
         ["v2"] => Answer::new(200, "application/json", "{}"),
         ["v2", name, "manifests", _] => {
-            let digest = layout.descriptor("busybox")["digest"].as_str().unwrap().to_owned();
+            let digest = layout.descriptor("told")["digest"].as_str().unwrap().to_owned();
             let mut answer = Answer::new(200, kind, fs::read(layout.blob(&digest)).unwrap());
             answer.headers.push(("Docker-Content-Digest", digest));
             if let Some(lie) = lies(name, "manifest") {
@@ -311,10 +308,16 @@ pub fn tampered(cluster: &mut Cluster) -> Outcome {
     }
     let folder = registry::images(cluster);
     let layout = Layout(folder.join("layout"));
+    // A layer that no node has: what is there already is not asked for again.
+    let base = format!("{}:busybox", layout.0.display());
+    run(Command::new("umoci").args(["tag", "--image", &base, "told"]), LIMIT).ok();
+    let note = folder.join("told");
+    fs::write(&note, "told").unwrap();
+    registry::umoci(&["insert", "--image", &format!("{}:told", layout.0.display()), note.to_str().unwrap(), "/told"]);
     let digest_of = |v: &Value| v["digest"].as_str().unwrap().to_owned();
-    let manifest_digest = digest_of(&layout.descriptor("busybox"));
+    let manifest_digest = digest_of(&layout.descriptor("told"));
     let manifest = layout.json(&manifest_digest);
-    let layer = digest_of(&manifest["layers"][0]);
+    let layer = digest_of(manifest["layers"].as_array().unwrap().last().unwrap());
     let other = layout.json(&digest_of(&layout.descriptor("redis")));
     // A layer of another image is a layer in all but its digest.
     let swapped = layout.blob(&digest_of(&other["layers"][0]));
