@@ -9,7 +9,7 @@ BIN     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 ROOT    := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,TRELLIS_CONFIG,TRELLIS_LAB_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab lab-down test bench check fmt release
+.PHONY: help build lab lab-down test test-vm bench check fmt dist deb
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -48,7 +48,14 @@ check: ## Formatting, lints as errors, licences and advisories, documentation
 fmt: ## Format the source
 	@$(CARGO) fmt --all
 
-release: ## Optimised programs, packed into target/dist
+dist: ## Optimised programs with what installs them, as a tarball in target/dist
 	@scripts/need build
 	@$(CARGO) build --release --bins
 	@scripts/dist $(TARGET)/release
+
+deb: dist ## The same as Debian packages
+	@scripts/deb $$(ls -td $(TARGET)/dist/trellis-*/ | head -1)
+
+test-vm: ## What namespaces cannot show, on VMs under emulation: up to 45 minutes, resumable (see docs/test-vm.md)
+	@scripts/need vm
+	@$(ROOT) packaging/vm/test

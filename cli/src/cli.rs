@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::error::CliError;
 use crate::verbs::{
     api_resources, apply, cluster, completion, config, cordon, create, delete, describe, drain, events, exec, get,
-    image, label, logs, port_forward, rollout, scale, taint, version, wait,
+    image, label, logs, node, port_forward, rollout, scale, taint, version, wait,
 };
 
 /// Talks to a Trellis cluster: Pods, Deployments and what belongs to them, in Kubernetes' words.
@@ -102,6 +102,9 @@ pub enum Verb {
     /// Make, join and change the cluster itself
     #[command(after_help = cluster::EXAMPLES)]
     Cluster(cluster::Args),
+    /// This machine as a node: check it, reset it
+    #[command(after_help = node::EXAMPLES)]
+    Node(node::Args),
     /// Import and list images on nodes
     #[command(after_help = image::EXAMPLES)]
     Image(image::Args),
@@ -165,6 +168,7 @@ impl Cli {
             Verb::Events(a) => events::run(g, a).await,
             Verb::ApiResources(a) => api_resources::run(&a),
             Verb::Cluster(a) => cluster::run(g, a).await,
+            Verb::Node(a) => node::run(a),
             Verb::Image(a) => image::run(g, a).await,
             Verb::Config(a) => config::run(g, a),
             Verb::Completion(a) => completion::run(&a),

@@ -7,6 +7,7 @@
 
 mod cli;
 mod error;
+mod machine;
 mod manifest;
 mod output;
 mod session;

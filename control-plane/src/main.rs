@@ -6,7 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use trellis_control_plane::config::{Args, LogFormat, Settings};
-use trellis_control_plane::run::{self, RunError, notify};
+use trellis_control_plane::run::{self, RunError};
+use trellis_proto::service::{READY, STOPPING, notify};
 
 /// openraft warns at each try to reach a member that is down, ten times a second;
 /// `raft::network` says it once.
@@ -51,12 +52,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Err(RunError::Stopped) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    notify("READY=1");
+    notify(READY);
     let failed = tokio::select! {
         () = running.failed() => true,
+        () = running.tell_alive() => true,
         () = stop.cancelled() => false,
     };
-    notify("STOPPING=1");
+    notify(STOPPING);
     running.shutdown().await;
     anyhow::ensure!(!failed, "raft stopped by itself: see the log");
     Ok(())

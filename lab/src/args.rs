@@ -11,6 +11,13 @@ pub struct Args {
     /// Which lab (when not given: "lab", or the name in the topology file)
     #[arg(long, short = 'n', global = true, env = "TRELLIS_LAB")]
     pub name: Option<String>,
+    /// The VMs of the Vagrantfile instead of namespaces: status, kill, start, pause, resume, wipe,
+    /// partition, heal, exec, daemon, demo
+    #[arg(long, global = true)]
+    pub vagrant: bool,
+    /// Where the Vagrantfile is
+    #[arg(long, global = true, value_name = "DIR", default_value = ".", hide_default_value = true)]
+    pub vagrant_dir: PathBuf,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -27,6 +34,7 @@ Examples:
   trellis-lab heal                            undo all of these
   trellis-lab exec n2 -- ip route             a command on a node
   trellis-lab logs n1 control-plane -f
+  trellis-lab --vagrant kill n4               the same for the VMs of `vagrant up`
   trellis-lab down                            nothing is left";
 
 #[derive(Subcommand, Debug)]

@@ -24,6 +24,7 @@ use trellis_lab::{
 };
 
 use crate::args::{Args, Command, Up};
+use crate::vms;
 
 const DEFAULT_NAME: &str = "lab";
 /// The bench's own lab.
@@ -34,6 +35,9 @@ const BINARIES: &[&str] = &["trellis", "trellis-control-plane", "trellis-netd", 
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 
 pub fn dispatch(args: Args) -> Result<ExitCode> {
+    if args.vagrant {
+        return vms::dispatch(&args);
+    }
     let name = args.name.as_deref().unwrap_or(DEFAULT_NAME);
     let done = match &args.command {
         // First, while this process has one thread only.
@@ -84,7 +88,8 @@ fn own_exe() -> Result<PathBuf> {
 }
 
 fn up(name: Option<String>, options: &Up) -> Result<()> {
-    let given = Options { name, control_planes: options.control_planes, workers: options.workers };
+    let given =
+        Options { name, control_planes: options.control_planes, workers: options.workers, ..Options::default() };
     let topology = Topology::load(options.file.as_deref(), &given)?;
     let exe = own_exe()?;
     let beside = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
@@ -169,7 +174,7 @@ fn partition(lab: &Namespaces, words: &[String], one_way: bool) -> Result<()> {
 }
 
 /// `a,b / c` as separate words, as one, or without blanks.
-fn parse_groups(words: &[String]) -> Result<Vec<Vec<String>>> {
+pub(crate) fn parse_groups(words: &[String]) -> Result<Vec<Vec<String>>> {
     let names = |group: &str| group.split([',', ' ']).filter(|n| !n.is_empty()).map(str::to_owned).collect();
     let groups: Vec<Vec<String>> = words.join(" ").split('/').map(names).collect();
     if groups.iter().any(Vec::is_empty) {
@@ -235,7 +240,7 @@ fn logs(lab: &Namespaces, node: &str, daemon: &str, follow: bool) -> Result<()> 
     }
 }
 
-fn control_daemon(lab: &Namespaces, action: &str, node: &str, daemon: &str) -> Result<()> {
+pub(crate) fn control_daemon(lab: &dyn Backend, action: &str, node: &str, daemon: &str) -> Result<()> {
     let start = || -> Result<()> {
         let all = up::daemons_of(lab.topology().node(node)?);
         let spec = all.into_iter().find(|d| d.name == daemon).ok_or_else(|| Error::Format {

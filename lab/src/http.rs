@@ -35,7 +35,8 @@ pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Response>
     parse(&String::from_utf8_lossy(&bytes)).ok_or_else(|| Error::Format { what, why: "no HTTP answer".to_owned() })
 }
 
-fn parse(text: &str) -> Option<Response> {
+/// What came back, taken apart.
+pub(crate) fn parse(text: &str) -> Option<Response> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/")?.split(' ').nth(1)?.parse().ok()?;
     Some(Response { status, body: body.to_owned() })

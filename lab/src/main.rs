@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod vms;
 
 use std::process::ExitCode;
 

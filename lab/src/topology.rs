@@ -95,6 +95,8 @@ pub struct Options {
     pub control_planes: Option<usize>,
     /// `--workers`
     pub workers: Option<usize>,
+    /// The underlay, where the file names none.
+    pub subnet: Option<String>,
 }
 
 impl Topology {
@@ -128,9 +130,10 @@ impl Topology {
         check_name("lab name", &name)?;
         // Infallible by construction, yet spelled as an error rather than an unwrap.
         let default_subnet = Ipv4Network::new(Ipv4Addr::new(172, 30, 0, 0), 24);
-        let subnet = match file.subnet {
-            Some(subnet) => subnet,
-            None => default_subnet.map_err(|e| Error::Topology(e.to_string()))?,
+        let subnet = match (file.subnet, &options.subnet) {
+            (Some(subnet), _) => subnet,
+            (None, Some(text)) => text.parse().map_err(|e| Error::Topology(format!("subnet {text}: {e}")))?,
+            (None, None) => default_subnet.map_err(|e| Error::Topology(e.to_string()))?,
         };
         let listed = if file.nodes.is_empty() {
             counted(

@@ -20,3 +20,4 @@ pub mod renew;
 pub mod routes;
 pub mod serve;
 pub mod store;
+pub mod withdraw;

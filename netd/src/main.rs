@@ -8,15 +8,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use trellis_gossip::{Gossip, GossipKey, Liveness, NodeIdentity, View};
 use trellis_netd::cluster::Kind;
 use trellis_netd::engine::{self, Config, Engine, Event, gossip_seeds};
 use trellis_netd::member::Member;
 use trellis_netd::store::Store;
+use trellis_netd::withdraw::withdraw;
 use trellis_netd::{api, drift, handoff, renew, serve};
 use trellis_proto::client::Connection;
 use trellis_proto::node_config::NodeConfig;
+use trellis_proto::service::{ALIVE, READY, STOPPING, Watchdog, notify};
 use trellis_proto::tls::{ClientTls, Credentials};
 
 /// The pod network, its policy, and gossip, on one node.
@@ -35,6 +37,14 @@ struct Arguments {
     /// How log lines look; RUST_LOG says which.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Take the pod network out of the kernel again; the daemon must not run
+    Withdraw,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,6 +64,14 @@ fn main() -> anyhow::Result<()> {
     match arguments.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+    if let Some(Command::Withdraw) = arguments.command {
+        let done = withdraw(&Store::open(&arguments.data_dir)?)?;
+        println!(
+            "taken out of the kernel: {} interfaces, {} routes, {} addresses, {} tables",
+            done.links, done.routes, done.addresses, done.tables
+        );
+        return Ok(());
     }
     // Two threads: gossip must not wait behind a large list being decoded.
     let runtime =
@@ -99,6 +117,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tokio::select! {
         done = serve_node(&arguments) => done,
         () = stop => {
+            notify(STOPPING);
             tracing::info!("stopping; the kernel's state stays");
             Ok(())
         }
@@ -150,8 +169,9 @@ async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
     let gossip = tokio::spawn(member.run(gossip_seeds(&seeds)));
     tokio::spawn(pass_views(view.clone(), events.clone()));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(follow_api(config_dir.clone(), node, outputs, view, events));
-    notify_ready();
+    tokio::spawn(follow_api(config_dir.clone(), node, outputs, view, events.clone()));
+    notify(READY);
+    tokio::spawn(tell_alive(events.clone()));
     tokio::select! {
         done = pod_network => done.context("attach.sock"),
         done = membership => done.context("membership.sock"),
@@ -222,6 +242,20 @@ async fn tick(events: mpsc::Sender<Event>) {
     }
 }
 
+/// Tells the service manager's watchdog of life, as often as it asks and the engine, which does
+/// netd's work, answers from its queue's end.
+async fn tell_alive(events: mpsc::Sender<Event>) {
+    let mut watchdog = Watchdog::from_env();
+    loop {
+        watchdog.due().await;
+        let (reply, answer) = oneshot::channel();
+        if events.send(Event::Status { reply }).await.is_err() || answer.await.is_err() {
+            return;
+        }
+        notify(ALIVE);
+    }
+}
+
 /// Everything that needs the control plane; starts when the certificates are there.
 async fn follow_api(
     config_dir: PathBuf,
@@ -270,14 +304,4 @@ fn endpoints(node: &NodeConfig, view: &View) -> Vec<String> {
         members.insert(0, format!("unix://{}", socket.display()));
     }
     members
-}
-
-/// systemd's readiness protocol (sd_notify(3)).
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent =
-        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", Path::new(&path)));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell the service manager that netd is ready");
-    }
 }

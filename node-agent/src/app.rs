@@ -24,6 +24,7 @@ use trellis_image::{ImageStore, Options, gc::Limits};
 use trellis_proto::{
     client::Connection,
     node_config::NodeConfig,
+    service::{READY, STOPPING, notify},
     tls::{ClientTls, Credentials},
 };
 
@@ -79,9 +80,10 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(api::members::follow(config_dir, run_dir, config.clone(), ctx.conn.clone()));
     tokio::spawn(image::gc::run(ctx.clone(), settings.image_limits));
     tokio::spawn(manager::run(ctx, network_tx));
-    notify_ready();
+    notify(READY);
     tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "node agent runs");
     stop.await;
+    notify(STOPPING);
     tracing::info!("node agent ends; its Pods run on");
     Ok(())
 }
@@ -137,22 +139,4 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
         clock: Clock::start(),
         conn,
     }))
-}
-
-/// Tells a service manager that waits for it (sd_notify).
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
-        match path.to_str().and_then(|p| p.strip_prefix('@')) {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                socket.send_to_addr(b"READY=1", &address)
-            }
-            None => socket.send_to(b"READY=1", &path),
-        }
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell the service manager that the agent is ready");
-    }
 }

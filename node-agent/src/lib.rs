@@ -17,6 +17,7 @@
 
 pub mod api;
 pub mod app;
+pub mod end;
 pub mod image;
 pub mod pod;
 pub mod probe;

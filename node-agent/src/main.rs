@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use trellis_image::gc::Limits;
 use trellis_node_agent::app::{Settings, run};
+use trellis_node_agent::end::{Ending, end_pods};
 
 /// Work threads: the agent mostly waits.
 const THREADS: usize = 2;
@@ -32,7 +33,8 @@ struct Arguments {
     /// The per-Pod program; by default the trellis-shim beside this program.
     #[arg(long)]
     shim: Option<PathBuf>,
-    /// Below which cgroup the Pods' cgroups are made: "own" (the agent's), "/" or a path.
+    /// Below which cgroup the Pods' cgroups are made: "own" (the agent's; of no use with cgroup v2,
+    /// where a group that holds processes can hold no groups with limits), "/" or a path.
     #[arg(long, default_value = "own")]
     cgroup_root: String,
     /// A registry that is spoken to over plain HTTP (HOST[:PORT]); may be given several times.
@@ -56,6 +58,21 @@ struct Arguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// End all Pods of this machine; the agent must not run, or it starts them again
+    EndPods {
+        /// How long containers may take after SIGTERM before they are killed
+        #[arg(long, default_value_t = 20)]
+        grace_seconds: u64,
+        /// Also remove their cgroups, mounts and volumes
+        #[arg(long)]
+        remove: bool,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,6 +84,17 @@ enum LogFormat {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     start_log(arguments.log_format);
+    if let Some(Command::EndPods { grace_seconds, remove }) = arguments.command {
+        let ended = end_pods(&Ending {
+            run_dir: arguments.run_dir,
+            data_dir: arguments.data_dir,
+            cgroup_root: arguments.cgroup_root,
+            grace: std::time::Duration::from_secs(grace_seconds),
+            remove,
+        })?;
+        println!("{} Pods ended, {} of their containers by force", ended.pods, ended.killed);
+        return Ok(());
+    }
     trellis_proto::tls::install_crypto();
     let shim = match arguments.shim {
         Some(path) => path,

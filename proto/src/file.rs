@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::node_config::write_private;
+use crate::node_config::write_atomically;
 
 /// A file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,15 @@ pub fn read<T: DeserializeOwned>(path: &Path, newest: u32) -> Result<Option<T>, 
 /// # Errors
 /// [`FileError::Io`], and [`FileError::Parse`] for what JSON cannot express.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    store(path, serde_json::to_vec_pretty(value))
+    store(path, serde_json::to_vec_pretty(value), 0o600)
+}
+
+/// The same, readable by everybody.
+///
+/// # Errors
+/// Those of [`write`].
+pub fn write_public<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    store(path, serde_json::to_vec_pretty(value), 0o644)
 }
 
 /// The same on one line: for files that are written often and read by nobody but us.
@@ -94,12 +102,12 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
 /// # Errors
 /// Those of [`write`].
 pub fn write_compact<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    store(path, serde_json::to_vec(value))
+    store(path, serde_json::to_vec(value), 0o600)
 }
 
-fn store(path: &Path, json: serde_json::Result<Vec<u8>>) -> Result<(), FileError> {
+fn store(path: &Path, json: serde_json::Result<Vec<u8>>, mode: u32) -> Result<(), FileError> {
     let json = json.map_err(|source| FileError::Parse { path: path.to_owned(), source })?;
-    write_private(path, &json).map_err(FileError::io(path))
+    write_atomically(path, &json, mode).map_err(FileError::io(path))
 }
 
 #[cfg(test)]

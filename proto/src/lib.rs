@@ -29,6 +29,7 @@ pub mod identity;
 pub mod node_config;
 pub mod renewal;
 pub mod server;
+pub mod service;
 pub mod status;
 pub mod tls;
 

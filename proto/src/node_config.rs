@@ -83,9 +83,10 @@ impl NodeConfig {
         file::read(&path, VERSION)?.ok_or_else(|| FileError::io(&path)(std::io::ErrorKind::NotFound.into()))
     }
 
-    /// Writes `<config_dir>/node.json` atomically, readable by its owner only.
+    /// Writes `<config_dir>/node.json` atomically, readable by everybody: nothing in it is secret,
+    /// and daemons of different users read it.
     pub fn store(&self, config_dir: &Path) -> Result<(), FileError> {
-        file::write(&Self::path(config_dir), self)
+        file::write_public(&Self::path(config_dir), self)
     }
 
     /// Does this machine carry a control-plane member?
@@ -110,12 +111,23 @@ impl NodeConfig {
 /// Writes a file that only its owner may read so that a crash leaves the old or the new content,
 /// never a part: temporary file, fsync, rename, fsync of the folder.
 pub fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    write_atomically(path, content, 0o600)
+}
+
+/// As [`write_private`], with another mode.
+pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(folder)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = PathBuf::from(temporary);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    // Several users write in pki/: what lies there under our name, a link perhaps, is not written
+    // through. It is a leftover of a process that had our number, or a trap.
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -148,14 +160,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_is_private() {
+    fn what_is_written_is_read_back() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         sample().store(dir.path()).unwrap();
         assert_eq!(NodeConfig::load(dir.path()).unwrap(), sample());
         let mode = fs::metadata(NodeConfig::path(dir.path())).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o644);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_link_in_the_way_is_not_written_through() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, victim) = (dir.path().join("key"), dir.path().join("victim"));
+        fs::write(&victim, "untouched").unwrap();
+        let temporary = dir.path().join(format!("key.{}.tmp", std::process::id()));
+        std::os::unix::fs::symlink(&victim, temporary).unwrap();
+        write_private(&secret, b"k").unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"untouched");
+        assert_eq!(fs::read(&secret).unwrap(), b"k");
+        assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

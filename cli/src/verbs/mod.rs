@@ -16,6 +16,7 @@ pub mod get;
 pub mod image;
 pub mod label;
 pub mod logs;
+pub mod node;
 pub mod port_forward;
 pub mod rollout;
 pub mod scale;

@@ -6,7 +6,6 @@
 //! ```
 
 mod identity;
-mod notify;
 mod servers;
 mod upkeep;
 
@@ -18,6 +17,7 @@ use ipnetwork::IpNetwork;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use trellis_proto::file::FileError;
+use trellis_proto::service::{ALIVE, Watchdog, notify};
 use trellis_proto::tls::{ClientTls, TlsError};
 
 use crate::api::cluster::{ClusterConfig, seed};
@@ -28,8 +28,6 @@ use crate::nodes::{NodeRegistry, SharedGossip, presence, subscriber};
 use crate::raft::disk::RealDisk;
 use crate::raft::{self, Consensus, Member, Options, StartError, TlsDialer};
 use crate::store::Store;
-
-pub use notify::notify;
 
 /// Leadership moves in milliseconds; who cannot take it within this time will win an election.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
@@ -232,6 +230,18 @@ impl Running {
     /// Ends when Raft has stopped by itself: its disk failed, the process should end.
     pub async fn failed(&self) {
         self.consensus.stopped().await;
+    }
+
+    /// Tells the service manager's watchdog of life, as often as it asks and Raft's own loop
+    /// answers. Never ends.
+    pub async fn tell_alive(&self) {
+        let mut watchdog = Watchdog::from_env();
+        loop {
+            watchdog.due().await;
+            // A question that goes through the loop which appends, votes and applies.
+            self.consensus.is_initialized().await;
+            notify(ALIVE);
+        }
     }
 
     /// Hands leadership over and stops.

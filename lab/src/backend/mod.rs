@@ -1,7 +1,8 @@
-//! What makes machines of a topology. The namespaces of this machine are one backend; virtual
-//! machines are to be another, of the same topology.
+//! What makes machines of a topology: the namespaces of this machine, or the virtual machines of
+//! the Vagrantfile.
 
 mod namespaces;
+mod vagrant;
 mod wires;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use serde::Serialize;
 
 pub use namespaces::Namespaces;
+pub use vagrant::Vagrant;
 
 use crate::{
     Result,
@@ -117,4 +119,12 @@ pub trait Backend: Send + Sync {
 
     /// Where this machine sees a daemon's log.
     fn log(&self, node: &str, daemon: &str) -> PathBuf;
+
+    /// A node that starts has its daemons started by itself, as an installation does.
+    fn daemons_start_themselves(&self) -> bool {
+        false
+    }
+
+    /// Where this machine can watch the gossip of that node; none where it is out of reach.
+    fn membership_socket(&self, node: &str) -> Option<PathBuf>;
 }

@@ -307,6 +307,10 @@ impl Backend for Namespaces {
     fn log(&self, node: &str, daemon: &str) -> PathBuf {
         self.layout.node(node).log(daemon)
     }
+
+    fn membership_socket(&self, node: &str) -> Option<PathBuf> {
+        Some(self.layout.node(node).membership_socket())
+    }
 }
 
 fn check_root() -> Result<()> {

@@ -76,6 +76,9 @@ pub fn restart(backend: &dyn Backend, layout: &Layout, node: &str) -> Result<()>
     let spec = backend.topology().node(node)?;
     let joined = layout.node(node).path("etc").join("node.json").exists();
     backend.start(node)?;
+    if backend.daemons_start_themselves() {
+        return Ok(());
+    }
     if joined {
         return start_daemons(backend, spec);
     }
@@ -176,9 +179,18 @@ pub fn daemons_of(node: &Node) -> Vec<DaemonSpec> {
     }
     let env: BTreeMap<String, String> =
         PASSED_ON.iter().filter_map(|n| std::env::var(n).ok().map(|v| ((*n).to_owned(), v))).collect();
+    let argv = |name: &str| {
+        let mut argv = vec![format!("{NODE_BIN}/trellis-{name}")];
+        if name == "node-agent" {
+            // A node's hierarchies are its own from their roots on; with cgroup v2 its daemons' own
+            // group, which holds them, could hold no Pods.
+            argv.extend(["--cgroup-root", "/"].map(str::to_owned));
+        }
+        argv
+    };
     let spec = |name: &str| DaemonSpec {
         name: name.to_owned(),
-        argv: vec![format!("{NODE_BIN}/trellis-{name}")],
+        argv: argv(name),
         env: env.clone(),
         // The one daemon that needs no privilege runs without any.
         user: (name == "control-plane").then_some(TRELLIS_USER),

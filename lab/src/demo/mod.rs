@@ -167,7 +167,7 @@ impl Stage<'_> {
         println!("\n4. {victim} loses its power, and {lost} of the Pods with it");
         println!("$ trellis-lab kill {victim}");
         let observers: Vec<String> = self.alive()?.into_iter().filter(|n| *n != victim).collect();
-        let sockets = observers.iter().map(|n| self.layout.node(n).membership_socket()).collect();
+        let sockets = observers.iter().filter_map(|n| self.backend.membership_socket(n)).collect();
         let known: BTreeSet<String> = before.iter().map(|p| p.uid.clone()).collect();
         let mut watchers = Watchers::start(&self.api, sockets, &victim, NAME, known)?;
 

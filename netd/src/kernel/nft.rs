@@ -65,6 +65,20 @@ impl Nft {
     }
 }
 
+impl Nft {
+    /// Removes the table with all that is in it; there may be none.
+    pub fn delete_table(&mut self) -> Result<(), KernelError> {
+        let mut batch = Batch::new(self.socket.reserve(0));
+        batch.delete_table();
+        let count = batch.messages;
+        let (bytes, last) = batch.finish();
+        self.socket.reserve(count);
+        let refused =
+            |source| KernelError::Refused { verb: "delete", object: format!("table inet {TABLE}"), source };
+        self.socket.transact(&bytes, last).map_err(refused)
+    }
+}
+
 /// A transaction being written.
 struct Batch {
     chained: Chained<'static>,
@@ -121,12 +135,18 @@ impl Batch {
         }
     }
 
-    fn rebuild(&mut self, ruleset: &Ruleset) {
+    fn delete_table(&mut self) {
         let table = self.table.clone();
         // Made first so that deleting cannot fail where there is none.
-        self.messages += 3;
+        self.messages += 2;
         self.chained.request().set_create().op_newtable_do(&header()).encode().push_name(&table);
         self.chained.request().op_deltable_do(&header()).encode().push_name(&table);
+    }
+
+    fn rebuild(&mut self, ruleset: &Ruleset) {
+        let table = self.table.clone();
+        self.delete_table();
+        self.messages += 1;
         self.chained.request().set_create().op_newtable_do(&header()).encode().push_name(&table);
         self.add_set(LOCAL, 0);
         self.elements(LOCAL, &ruleset.local.iter().map(|ip| (*ip, None)).collect(), true);

@@ -104,10 +104,14 @@ fn read_config() -> Result<SandboxConfig, StartError> {
     Ok(config)
 }
 
-/// libcontainer joins a process' path in `/proc/self/cgroup` to the mount points; that is right
-/// only if both begin at the same group. Hence a cgroup namespace whose root is ours, and, later, mounts
-/// that begin there ([`build_sandbox`]).
+/// On cgroup v1, libcontainer joins a process' path in `/proc/self/cgroup` to the mount points; that is
+/// right only if both begin at the same group. Hence a cgroup namespace whose root is ours, and, later,
+/// mounts that begin there ([`build_sandbox`]). On v2 it asks the mounts alone, and our root, which hands
+/// controllers down, takes no process.
 fn enter_cgroup_root(cgroups: &Cgroups, root: &str) -> Result<(), SandboxError> {
+    if cgroups.is_v2() {
+        return Ok(());
+    }
     match CgroupRoot::parse(root) {
         CgroupRoot::Mounted => return Ok(()),
         CgroupRoot::Own => {}

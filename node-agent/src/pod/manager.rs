@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, watch};
+use trellis_proto::service::{ALIVE, Watchdog, notify};
 
 /// How long a Pod without a living shim waits for the control plane before it is started from
 /// disk: a member answers in milliseconds, a whole control plane that is away does not.
@@ -106,8 +107,10 @@ impl Manager {
         netd.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stale = tokio::time::sleep(STALE_START_AFTER);
         tokio::pin!(stale);
+        let mut watchdog = Watchdog::from_env();
         loop {
             tokio::select! {
+                () = watchdog.due() => notify(ALIVE),
                 item = items.recv() => match item {
                     Some(item) => self.on_item(item).await,
                     None => return,

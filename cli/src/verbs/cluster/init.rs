@@ -12,9 +12,10 @@ use trellis_proto::identity::Identity;
 use trellis_proto::node_config::{MemberAddress, NodeConfig, VERSION};
 use trellis_proto::pki::{CertificateAuthority, Key, base64};
 
-use super::{Machine, api_address, peer_address, roles, write};
+use super::{Machine, api_address, peer_address, ports_free, roles, start, write};
 use crate::cli::Global;
 use crate::error::CliError;
+use crate::machine::owners;
 use crate::output::{self, columns};
 
 /// Arguments of `cluster init`.
@@ -94,17 +95,24 @@ pub fn run(global: &Global, args: &Args) -> Result<(), CliError> {
         taints: m.taints()?,
         insecure_registries: m.insecure_registries.clone(),
     };
+    ports_free(&m.config_dir, &config.roles)?;
     let ca = CertificateAuthority::create(&args.name).map_err(CliError::local)?;
     secrets(args, &ca, &node)?;
     let (name, path) = context(global, args, &ca, &config)?;
     config.store(&m.config_dir).map_err(CliError::local)?;
+    owners::settle(&m.config_dir)?;
     output::print(&format!("cluster {:?} initialised on node {node:?}\n", args.name))?;
+    let daemons = if worker {
+        "trellis-netd, trellis-control-plane and trellis-node-agent"
+    } else {
+        "trellis-netd and trellis-control-plane"
+    };
     eprintln!(
-        "Context {name:?} is in {} and is the current one.\n\
-         Start trellis-netd, trellis-control-plane and trellis-node-agent here, then:\n  \
+        "Context {name:?} is in {} and is the current one.\n{}\n  \
          trellis cluster token create      a token for another machine\n  \
          trellis get nodes",
-        path.display()
+        path.display(),
+        if start(m)? { format!("{daemons} start. Then:") } else { format!("Start {daemons} here, then:") }
     );
     Ok(())
 }

@@ -11,8 +11,9 @@ use trellis_proto::node_config::{MemberAddress, NodeConfig, VERSION};
 use trellis_proto::pki::{self, Key};
 use trellis_proto::tls::ClientTls;
 
-use super::{Machine, api_address, peer_address, roles, write};
+use super::{Machine, api_address, peer_address, ports_free, roles, start, write};
 use crate::error::CliError;
+use crate::machine::owners;
 use crate::output;
 
 /// Keys and requests of a join whose answer has not come yet.
@@ -60,6 +61,7 @@ pub async fn run(args: &Args) -> Result<(), CliError> {
         )));
     }
     let hash = ca_hash(&args.token)?;
+    ports_free(&m.config_dir, &roles(args.control_plane, !args.no_worker))?;
     let tls = ClientTls::pinned(hash).map_err(CliError::local)?;
     let pending = pending(args, &node)?;
     let conn = Connection::new(args.server.iter().map(|s| endpoint(s)).collect(), tls);
@@ -81,7 +83,12 @@ pub async fn run(args: &Args) -> Result<(), CliError> {
         (true, false) => "trellis-netd, trellis-control-plane and trellis-node-agent",
         (false, _) => "trellis-netd and trellis-node-agent",
     };
-    eprintln!("Start {daemons} here; they wait for each other.");
+    owners::settle(&m.config_dir)?;
+    if start(m)? {
+        eprintln!("{daemons} start; they wait for each other.");
+    } else {
+        eprintln!("Start {daemons} here; they wait for each other.");
+    }
     Ok(())
 }
 

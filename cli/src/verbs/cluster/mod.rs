@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use trellis_model::names;
 use trellis_proto::node_config::{NodeConfig, Role, write_private};
-use trellis_proto::ports;
 
 use crate::cli::Global;
 use crate::error::CliError;
+use crate::machine::{ports, services};
 
 pub const EXAMPLES: &str = "Examples:
   trellis cluster init --name home --advertise-address 192.168.1.10
@@ -76,6 +76,9 @@ struct Machine {
     /// Where the configuration is written
     #[arg(long, default_value = "/etc/trellis", env = "TRELLIS_CONFIG_DIR", value_name = "DIR")]
     config_dir: PathBuf,
+    /// Leave the services as they are: do not start them, now or at boot
+    #[arg(long)]
+    no_start: bool,
     /// Serve the API on this unix socket too
     #[arg(long, value_name = "PATH")]
     api_unix_socket: Option<PathBuf>,
@@ -188,11 +191,28 @@ fn host_port(ip: IpAddr, port: u16) -> String {
 }
 
 fn api_address(ip: IpAddr) -> String {
-    host_port(ip, ports::API)
+    host_port(ip, trellis_proto::ports::API)
 }
 
 fn peer_address(ip: IpAddr) -> String {
-    host_port(ip, ports::PEER)
+    host_port(ip, trellis_proto::ports::PEER)
+}
+
+/// Refuses when a port is taken that a daemon of this machine will need: it would say so in its
+/// log only. A configuration in a place of its own may be for another network namespace.
+fn ports_free(config_dir: &Path, roles: &[Role]) -> Result<(), CliError> {
+    if config_dir != Path::new(services::CONFIG_DIR) {
+        return Ok(());
+    }
+    match ports::taken(roles) {
+        none if none.is_empty() => Ok(()),
+        some => Err(CliError::Local(format!("{}: stop that first; nothing was written", some.join("; ")))),
+    }
+}
+
+/// Starts the services, where an installation brought them and they were wanted.
+fn start(machine: &Machine) -> Result<bool, CliError> {
+    if machine.no_start { Ok(false) } else { services::start(&machine.config_dir) }
 }
 
 /// Writes a file below the configuration folder, for its owner only.

@@ -50,6 +50,9 @@ pub struct Hierarchy {
     pub mount_point: PathBuf,
     /// The folder that our paths are relative to.
     pub base: PathBuf,
+    /// From here down to `base`, folders are made and controllers handed down (v2). What is above
+    /// our own group is not ours to change; above a path that we were given, it is.
+    pub top: PathBuf,
 }
 
 impl Hierarchy {
@@ -129,7 +132,8 @@ impl Cgroups {
                 CgroupRoot::Path(path) => mount.mount_point.join(path),
                 CgroupRoot::Own => below_mount(mount, &own_path(own, version, &controllers)),
             };
-            let hierarchy = Hierarchy { version, controllers, mount_point: mount.mount_point.clone(), base };
+            let top = if matches!(root, CgroupRoot::Path(_)) { mount.mount_point.clone() } else { base.clone() };
+            let hierarchy = Hierarchy { version, controllers, mount_point: mount.mount_point.clone(), base, top };
             // A later mount at the same place covers the earlier; the same hierarchy mounted twice counts once.
             hierarchies.retain(|h| {
                 h.mount_point != hierarchy.mount_point

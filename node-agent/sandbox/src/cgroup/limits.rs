@@ -65,11 +65,27 @@ pub(super) fn apply(hierarchies: &[Hierarchy], path: &Path, limits: &Limits) -> 
             Version::V1 => (v1_file, v1_text),
             Version::V2 => (v2_file, v2_text),
         };
-        if !file.is_empty() {
-            write(&hierarchy.base.join(path).join(file), &text)?;
+        if file.is_empty() {
+            continue;
         }
+        let dir = hierarchy.base.join(path);
+        if hierarchy.version == Version::V2 && !dir.join(file).exists() {
+            return Err(not_handed_down(controller, &dir));
+        }
+        write(&dir.join(file), &text)?;
     }
     Ok(())
+}
+
+/// On v2 a group that holds processes hands no controller down to those below it.
+fn not_handed_down(controller: &str, dir: &Path) -> SandboxError {
+    let why = "a group above it holds processes, or lacks it itself: start the agent with \
+               --cgroup-root=PATH, a group without processes (\"/\" where the root is yours)";
+    SandboxError::new(
+        "limit cgroup",
+        format!("{}: controller {controller} is not handed down to it", dir.display()),
+        io::Error::new(io::ErrorKind::Unsupported, why),
+    )
 }
 
 #[cfg(test)]

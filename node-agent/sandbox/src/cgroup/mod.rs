@@ -76,8 +76,9 @@ impl Cgroup {
     }
 
     fn create_in(&self, hierarchy: &Hierarchy) -> Result<(), SandboxError> {
-        let mut dir = hierarchy.base.clone();
-        for part in self.path.components() {
+        let mut dir = hierarchy.top.clone();
+        let base = hierarchy.base.strip_prefix(&hierarchy.top).unwrap_or(Path::new(""));
+        for part in base.components().chain(self.path.components()) {
             if hierarchy.version == Version::V2 {
                 enable_controllers(&dir);
             }
