@@ -242,6 +242,21 @@ fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
         .map_err(|e| TlsError::Pem { what: "server name", reason: format!("{name:?}: {e}") })
 }
 
+/// A machine that joins has made no certificate's life long: one of the right CA that is not valid
+/// now tells of a clock that is wrong, most likely its own.
+fn blame_the_clock(error: rustls::Error) -> rustls::Error {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let which = match &error {
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => "is not valid yet",
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "has expired",
+        _ => return error,
+    };
+    rustls::Error::General(format!(
+        "by this machine's clock the member's certificate {which}: is the clock right? `date` shows it, \
+         `timedatectl set-ntp true` keeps it so ({error})"
+    ))
+}
+
 /// Believes a chain only if it holds the certificate with the pinned hash and verifies against it.
 #[derive(Debug)]
 struct Pinned {
@@ -268,7 +283,7 @@ impl ServerCertVerifier for Pinned {
         let verifier = WebPkiServerVerifier::builder(Arc::new(roots))
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now).map_err(blame_the_clock)
     }
 
     fn verify_tls12_signature(
