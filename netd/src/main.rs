@@ -18,6 +18,7 @@ use trellis_netd::withdraw::withdraw;
 use trellis_netd::{api, drift, handoff, renew, serve};
 use trellis_proto::client::Connection;
 use trellis_proto::node_config::NodeConfig;
+use trellis_proto::patience::stretched;
 use trellis_proto::service::{ALIVE, READY, STOPPING, Watchdog, notify};
 use trellis_proto::tls::{ClientTls, Credentials};
 
@@ -201,7 +202,7 @@ async fn member(
         api_addresses: api_addresses.clone(),
     };
     let started = Instant::now();
-    let machine = Gossip::new(identity, key, trellis_gossip::Config::default(), rand::random(), Duration::ZERO)?;
+    let machine = Gossip::new(identity, key, timing(), rand::random(), Duration::ZERO)?;
     views.send_replace(machine.view());
     let socket = loop {
         // The address may be given to the interface a moment after us.
@@ -223,6 +224,17 @@ async fn member(
         views,
         store,
     })
+}
+
+/// Gossip's timing, as patience has it.
+fn timing() -> trellis_gossip::Config {
+    let usual = trellis_gossip::Config::default();
+    trellis_gossip::Config {
+        probe_period: stretched(usual.probe_period),
+        probe_rtt: stretched(usual.probe_rtt),
+        suspicion: stretched(usual.suspicion),
+        ..usual
+    }
 }
 
 async fn pass_views(mut view: watch::Receiver<Arc<View>>, events: mpsc::Sender<Event>) {

@@ -64,8 +64,11 @@ pub fn end_pods(what: &Ending) -> anyhow::Result<Ended> {
     let (mut done, mut failed) = (Ended::default(), None);
     for some in running.chunks(AT_ONCE) {
         let results = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                some.iter().map(|uid| shims.join(uid)).map(|dir| scope.spawn(move || end_pod(&dir, deadline))).collect();
+            let threads: Vec<_> = some
+                .iter()
+                .map(|uid| shims.join(uid))
+                .map(|dir| scope.spawn(move || end_pod(&dir, deadline)))
+                .collect();
             threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
         for (uid, result) in some.iter().zip(results) {

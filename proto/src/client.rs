@@ -31,6 +31,7 @@ use crate::{
         cluster_client::ClusterClient, images_client::ImagesClient, nodes_client::NodesClient, pods_client::PodsClient,
         resources_client::ResourcesClient,
     },
+    patience::stretched,
     status::retryable,
     tls::ClientTls,
 };
@@ -79,15 +80,15 @@ fn watched_channel(endpoint: &str, tls: &ClientTls, refusal: &Refusal) -> Result
                 };
                 connector.connect(name, stream).await
             };
-            match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
+            match tokio::time::timeout(stretched(CONNECT_TIMEOUT), connected).await {
                 Ok(result) => result.map(|s| TokioIo::new(Watched::new(s, refusal))).map_err(|e| named(&target, e)),
-                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{target}: no answer within 1 s"))),
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{target}: no answer within {} s", stretched(CONNECT_TIMEOUT).as_secs()))),
             }
         }
     });
     Ok(Endpoint::from_static("http://control-plane.trellis")
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_timeout(stretched(KEEPALIVE_TIMEOUT))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)

@@ -28,6 +28,7 @@ pub mod file;
 pub mod identity;
 pub mod node_config;
 pub mod renewal;
+pub mod patience;
 pub mod server;
 pub mod service;
 pub mod status;

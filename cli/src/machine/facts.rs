@@ -179,7 +179,10 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
         if facts.features.contains(*name) {
             say(Grade::Ok, (*name).to_owned());
         } else {
-            say(Grade::Fail, format!("{name}: neither in the kernel nor as module {module}: install the kernel's modules"));
+            say(
+                Grade::Fail,
+                format!("{name}: neither in the kernel nor as module {module}: install the kernel's modules"),
+            );
         }
     }
     let (v1, v2) = (missing(CONTROLLERS, &facts.v1_controllers), missing(CONTROLLERS, &facts.v2_controllers));
@@ -205,7 +208,10 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
         ),
     }
     let enough = |have: u64, want: u64| if have >= want { Grade::Ok } else { Grade::Warn };
-    say(enough(facts.memory_mib, MEMORY_MIN_MIB), format!("{} MiB of memory (at least {MEMORY_MIN_MIB})", facts.memory_mib));
+    say(
+        enough(facts.memory_mib, MEMORY_MIN_MIB),
+        format!("{} MiB of memory (at least {MEMORY_MIN_MIB})", facts.memory_mib),
+    );
     say(enough(facts.disk_mib, DISK_MIN_MIB), format!("{} MiB of disk free (at least {DISK_MIN_MIB})", facts.disk_mib));
     lines
 }

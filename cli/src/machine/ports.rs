@@ -35,7 +35,7 @@ pub fn needed(roles: &[Role]) -> Vec<Needed> {
 /// Those that somebody else holds, in words.
 #[must_use]
 pub fn taken(roles: &[Role]) -> Vec<String> {
-    needed(roles).into_iter().filter_map(|n| is_taken(n).then(|| words(n))).collect()
+    needed(roles).into_iter().filter(|n| is_taken(*n)).map(words).collect()
 }
 
 fn is_taken(needed: Needed) -> bool {

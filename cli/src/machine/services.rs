@@ -45,7 +45,8 @@ pub fn stop() -> Result<(), CliError> {
 pub fn program(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().and_then(|p| p.canonicalize()).ok()?;
     let beside = own.parent()?;
-    let folders = [beside.to_owned(), beside.join("../lib/trellis"), "/usr/local/lib/trellis".into(), "/usr/lib/trellis".into()];
+    let folders =
+        [beside.to_owned(), beside.join("../lib/trellis"), "/usr/local/lib/trellis".into(), "/usr/lib/trellis".into()];
     folders.into_iter().map(|f| f.join(name)).find(|p| p.is_file())
 }
 

@@ -56,7 +56,7 @@ async fn follow(path: &Path, shared: &SharedGossip) -> Result<(), String> {
         .map_err(|e| format!("{} is no socket address: {e}", path.display()))?
         .connect_timeout(Duration::from_secs(1))
         .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_timeout(trellis_proto::patience::stretched(KEEPALIVE))
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|e| describe(&e))?;
     let mut client = MembershipClient::new(channel).max_decoding_message_size(16 << 20);

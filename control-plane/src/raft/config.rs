@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::{Config, ConfigError, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
+use trellis_proto::patience::stretched;
 
 use super::types::Member;
 use crate::store::Outcome;
@@ -68,9 +69,9 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(300),
-            election_max: Duration::from_millis(500),
+            heartbeat: stretched(Duration::from_millis(100)),
+            election_min: stretched(Duration::from_millis(300)),
+            election_max: stretched(Duration::from_millis(500)),
             // Replaying 20,000 entries takes well under a second.
             snapshot_entries: 20_000,
             snapshot_bytes: 32 * 1024 * 1024,

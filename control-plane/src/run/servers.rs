@@ -47,7 +47,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_keepalive_timeout(Some(trellis_proto::patience::stretched(KEEPALIVE_TIMEOUT)))
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -73,8 +73,7 @@ impl Nft {
         let count = batch.messages;
         let (bytes, last) = batch.finish();
         self.socket.reserve(count);
-        let refused =
-            |source| KernelError::Refused { verb: "delete", object: format!("table inet {TABLE}"), source };
+        let refused = |source| KernelError::Refused { verb: "delete", object: format!("table inet {TABLE}"), source };
         self.socket.transact(&bytes, last).map_err(refused)
     }
 }

@@ -83,9 +83,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 fn anything_left(args: &Args) -> bool {
     let data = !args.keep_data && DATA.iter().any(|name| args.data_dir.join(name).exists());
     data || CONFIGURATION.iter().any(|name| args.config_dir.join(name).exists())
-        || ["shims", "agent"].iter().any(|name| {
-            fs::read_dir(args.run_dir.join(name)).is_ok_and(|mut entries| entries.next().is_some())
-        })
+        || ["shims", "agent"]
+            .iter()
+            .any(|name| fs::read_dir(args.run_dir.join(name)).is_ok_and(|mut entries| entries.next().is_some()))
 }
 
 fn confirm(args: &Args, node: Option<&NodeConfig>) -> Result<(), CliError> {
@@ -126,7 +126,9 @@ fn withdraw_network(args: &Args) -> Result<(), CliError> {
 
 fn daemon(args: &Args, name: &str, data: &str) -> Result<Command, CliError> {
     let program = services::program(name).ok_or_else(|| {
-        CliError::Local(format!("{name} is neither beside this program nor in /usr/lib/trellis or /usr/local/lib/trellis"))
+        CliError::Local(format!(
+            "{name} is neither beside this program nor in /usr/lib/trellis or /usr/local/lib/trellis"
+        ))
     })?;
     let mut command = Command::new(program);
     command.arg("--data-dir").arg(args.data_dir.join(data)).arg("--run-dir").arg(&args.run_dir);
@@ -159,7 +161,10 @@ fn afterwards(node: &NodeConfig) -> String {
         return format!("It was the only member: cluster {:?} is no more.", node.cluster_name);
     }
     let member = if node.is_control_plane() { format!("  trellis cluster remove {name}\n") } else { String::new() };
-    format!("Tell cluster {:?}, wherever you have its context:\n{member}  trellis delete node {name}", node.cluster_name)
+    format!(
+        "Tell cluster {:?}, wherever you have its context:\n{member}  trellis delete node {name}",
+        node.cluster_name
+    )
 }
 
 #[cfg(test)]
