@@ -50,11 +50,14 @@ pub async fn run(args: &Args) -> Result<(), CliError> {
     let node = m.node_name()?;
     if let Some(c) = m.existing()? {
         if c.node_name == node {
+            // A run that was interrupted after writing it may have left these undone.
+            owners::settle(&m.config_dir)?;
+            start(m)?;
             eprintln!("This machine already is node {node:?} of cluster {:?}; nothing was changed.", c.cluster_name);
             return Ok(());
         }
         return Err(CliError::Local(format!(
-            "{} says that this machine is node {:?} of cluster {:?}: remove it (and the data folders) to join as another",
+            "{} says that this machine is node {:?} of cluster {:?}: `trellis node reset` undoes that, to join as another",
             NodeConfig::path(&m.config_dir).display(),
             c.node_name,
             c.cluster_name
