@@ -82,7 +82,10 @@ fn watched_channel(endpoint: &str, tls: &ClientTls, refusal: &Refusal) -> Result
             };
             match tokio::time::timeout(stretched(CONNECT_TIMEOUT), connected).await {
                 Ok(result) => result.map(|s| TokioIo::new(Watched::new(s, refusal))).map_err(|e| named(&target, e)),
-                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{target}: no answer within {} s", stretched(CONNECT_TIMEOUT).as_secs()))),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{target}: no answer within {} s", stretched(CONNECT_TIMEOUT).as_secs()),
+                )),
             }
         }
     });

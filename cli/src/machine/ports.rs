@@ -48,7 +48,7 @@ fn is_taken(needed: Needed) -> bool {
 fn words(needed: Needed) -> String {
     let kind = if needed.udp { "udp" } else { "tcp" };
     let holder = holder(needed).map(|h| format!(" by {h}")).unwrap_or_default();
-    format!("port {}/{kind}, which {} needs, is taken{holder}", needed.port, needed.what)
+    format!("port {}/{kind} ({}) is taken{holder}", needed.port, needed.what)
 }
 
 /// The process that listens there, as far as this user may see it.
