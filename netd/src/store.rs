@@ -75,8 +75,11 @@ impl Store {
 
     /// The highest gossip epoch used so far; 0 on the first start.
     pub fn load_epoch(&self) -> Result<u64, StoreError> {
-        let file: Option<EpochFile> = file::read(&self.folder.join("gossip-epoch.json"), VERSION)?;
-        Ok(file.map_or(0, |file| file.epoch))
+        let path = self.folder.join("gossip-epoch.json");
+        match file::read::<EpochFile>(&path, VERSION) {
+            Ok(file) => Ok(file.map_or(0, |file| file.epoch)),
+            Err(error) => earlier_epoch(&path).ok_or(error),
+        }
     }
 
     /// Writes the highest gossip epoch.
@@ -93,4 +96,29 @@ fn write_beside<T: Serialize>(path: PathBuf, value: &T) -> Result<Saving, StoreE
     let at = path.clone();
     let write = move || write_private(&at, &json).map_err(StoreError::io(&at));
     std::thread::Builder::new().name("save".into()).spawn(write).map_err(StoreError::io(&path))
+}
+
+/// Builds before the first release wrote the pair `[version, epoch]`; an update must find it.
+fn earlier_epoch(path: &Path) -> Option<u64> {
+    let (_, epoch): (u32, u64) = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    Some(epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_epoch_of_an_earlier_build_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.load_epoch().unwrap(), 0);
+        fs::write(dir.path().join("gossip-epoch.json"), "[1,1763733600000]").unwrap();
+        assert_eq!(store.load_epoch().unwrap(), 1_763_733_600_000);
+        store.save_epoch(1_763_733_600_001).unwrap();
+        assert_eq!(store.load_epoch().unwrap(), 1_763_733_600_001);
+        fs::write(dir.path().join("gossip-epoch.json"), "nonsense").unwrap();
+        assert!(store.load_epoch().is_err());
+    }
 }
