@@ -107,14 +107,16 @@ for service in trellis-netd trellis-control-plane trellis-node-agent; do
     systemctl is-active --quiet $service || continue
     case " $changed " in
     *" $service "* | *" $service.service "* | *" trellis-shim "*)
-        systemctl restart $service
+        systemctl restart $service || fail "$service does not start any more: journalctl -u $service; Pods run on, the other daemons were left as they are"
         echo "  restarted $service"
         ;;
     esac
 done
 
 if [ -e /etc/trellis/node.json ]; then
-    echo "This machine is a node already; its Pods ran on."
+    # After an uninstall that kept the data, nothing runs yet.
+    systemctl start --no-block trellis.target
+    echo "This machine is a node already: its Pods run on."
 else
     cat <<END
 Installed. On the first machine:
