@@ -159,7 +159,8 @@ fn show_status(name: &str, output: &str) -> Result<()> {
     Ok(())
 }
 
-fn partition(lab: &Namespaces, words: &[String], one_way: bool) -> Result<()> {
+/// Cuts nodes off, each way or one way.
+pub fn partition(lab: &impl Backend, words: &[String], one_way: bool) -> Result<()> {
     let groups = parse_groups(words)?;
     if !one_way {
         return lab.partition(&groups);

@@ -9,7 +9,7 @@ use trellis_lab::{
 };
 
 use crate::args::{Args, Command};
-use crate::commands::{control_daemon, parse_groups};
+use crate::commands::{control_daemon, partition};
 
 /// Does what was asked.
 pub fn dispatch(args: &Args) -> Result<ExitCode> {
@@ -24,7 +24,7 @@ pub fn dispatch(args: &Args) -> Result<ExitCode> {
         Command::Pause { node } => lab.pause(node),
         Command::Resume { node } => lab.resume(node),
         Command::Wipe { node } => lab.wipe(node),
-        Command::Partition { groups } => lab.partition(&parse_groups(groups)?),
+        Command::Partition { groups, one_way } => partition(&lab, groups, *one_way),
         Command::Heal => lab.heal(),
         Command::Exec { node, env, command } => return exec(&lab, node, env, command),
         Command::Daemon { action, node, daemon } => control_daemon(&lab, action, node, daemon),

@@ -73,12 +73,8 @@ const GROUPS: &[Group] = &[
 
 /// Makes a lab of its own, measures, prints, writes the JSON, takes the lab down.
 pub fn run(exe: PathBuf, bin_dir: PathBuf, request: &Request) -> Result<()> {
-    let given = Options {
-        name: Some(request.name.clone()),
-        control_planes: Some(3),
-        workers: Some(2),
-        ..Options::default()
-    };
+    let given =
+        Options { name: Some(request.name.clone()), control_planes: Some(3), workers: Some(2), ..Options::default() };
     let lab = Namespaces::new(Topology::load(None, &given)?, bin_dir, exe.clone())?;
     let progress = Progress::new();
     lab.create()?;

@@ -255,7 +255,12 @@ impl NodeReporter {
                 false => condition("MemoryPressure", false, "NodeHasSufficientMemory", "enough memory is available"),
             },
             match disk_low {
-                true => condition("DiskPressure", true, "NodeHasDiskPressure", "less than 10% of the disk and less than 10 GiB are free"),
+                true => condition(
+                    "DiskPressure",
+                    true,
+                    "NodeHasDiskPressure",
+                    "less than 10% of the disk and less than 10 GiB are free",
+                ),
                 false => condition("DiskPressure", false, "NodeHasNoDiskPressure", "enough of the disk is free"),
             },
             condition("PIDPressure", false, "NodeHasSufficientPID", "enough process ids are available"),

@@ -3,8 +3,8 @@
 mod containers;
 mod daemons;
 mod faults;
-mod members;
 mod logs;
+mod members;
 mod policy;
 mod private_registry;
 mod reboot;
