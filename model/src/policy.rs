@@ -10,7 +10,7 @@
 mod compile;
 mod view;
 
-pub use compile::{Allow, Block, Peers, PodPolicy, PortRange, Rules, compile};
+pub use compile::{Allow, Block, Compiler, Peers, PodPolicy, PortRange, Rules, compile};
 pub use view::{NamedPort, NamespaceView, Peer, PodView, Policy, PolicyError, Port, Protocol, Rule};
 
 use std::collections::BTreeMap;

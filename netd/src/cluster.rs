@@ -140,6 +140,9 @@ pub struct Cluster {
     revisions: BTreeMap<Kind, u64>,
     #[serde(skip)]
     parsed: BTreeMap<String, Policy>,
+    /// Counts changes of what policies depend on.
+    #[serde(skip)]
+    policy_inputs: u64,
 }
 
 /// One object of a list or watch.
@@ -184,6 +187,7 @@ impl Cluster {
 
     /// A complete list of a kind replaces what was known of it.
     pub fn reset(&mut self, kind: Kind, revision: u64, objects: &[Incoming]) -> Vec<ObjectError> {
+        self.policy_inputs += u64::from(kind != Kind::Node);
         match kind {
             Kind::Node => self.nodes.clear(),
             Kind::Namespace => self.namespaces.clear(),
@@ -210,18 +214,25 @@ impl Cluster {
             Kind::Namespace => {
                 let namespace: Namespace = decode("Namespace", &key, &object.json)?;
                 let labels = NamespaceView::from_namespace(&namespace).labels;
+                let changed = self.namespaces.get(&object.name) != Some(&labels);
+                self.policy_inputs += u64::from(changed);
                 self.namespaces.insert(object.name.clone(), labels);
             }
             Kind::NetworkPolicy => {
                 let policy: NetworkPolicy = decode("NetworkPolicy", &key, &object.json)?;
-                self.parsed.insert(key.clone(), Policy::from_k8s(&policy)?);
+                let parsed = Policy::from_k8s(&policy)?;
+                self.policy_inputs += u64::from(self.parsed.get(&key) != Some(&parsed));
+                self.parsed.insert(key.clone(), parsed);
                 self.policies.insert(key, policy);
             }
             Kind::Pod => {
                 let pod: Pod = decode("Pod", &key, &object.json)?;
                 let view = PodView::from_pod(&pod);
                 let finished = trellis_model::resources::is_finished(&pod);
-                self.pods.insert(view.uid.clone(), PodRecord::new(view, finished));
+                let uid = view.uid.clone();
+                let record = PodRecord::new(view, finished);
+                let old = self.pods.insert(uid.clone(), record);
+                self.note_pod(&uid, old.as_ref());
             }
         }
         Ok(())
@@ -232,17 +243,56 @@ impl Cluster {
         let key = key_of(object);
         match kind {
             Kind::Node => drop(self.nodes.remove(&object.name)),
-            Kind::Namespace => drop(self.namespaces.remove(&object.name)),
+            Kind::Namespace => {
+                self.policy_inputs += 1;
+                self.namespaces.remove(&object.name);
+            }
             Kind::NetworkPolicy => {
+                self.policy_inputs += 1;
                 self.policies.remove(&key);
                 self.parsed.remove(&key);
             }
             Kind::Pod => {
                 let pod: Pod = decode("Pod", &key, &object.json)?;
-                self.pods.remove(&pod.metadata.uid.unwrap_or_default());
+                let uid = pod.metadata.uid.unwrap_or_default();
+                let old = self.pods.remove(&uid);
+                self.note_pod(&uid, old.as_ref());
             }
         }
         Ok(())
+    }
+
+    /// A Pod changed from `old` to what is known now: does any policy look at it?
+    fn note_pod(&mut self, uid: &str, old: Option<&PodRecord>) {
+        let new = self.pods.get(uid);
+        if old == new {
+            return;
+        }
+        let counts = self.local.contains_key(uid) || {
+            let namespaces = self.namespaces();
+            let views: Vec<PodView> = old.into_iter().chain(new).map(|record| record.view(uid, None)).collect();
+            self.parsed.values().any(|policy| views.iter().any(|view| policy.names(view, &namespaces)))
+        };
+        self.policy_inputs += u64::from(counts);
+    }
+
+    /// While this stays the same, the policies mean the same for the same Pods of this node.
+    pub fn policy_inputs(&self) -> u64 {
+        self.policy_inputs
+    }
+
+    /// Keeps what the API shows of these Pods of this node; true when that is news.
+    pub fn remember_local<'u>(&mut self, uids: impl IntoIterator<Item = &'u String>) -> bool {
+        let mut news = false;
+        for uid in uids {
+            if let Some(record) = self.pods.get(uid)
+                && self.local.get(uid) != Some(record)
+            {
+                self.local.insert(uid.clone(), record.clone());
+                news = true;
+            }
+        }
+        news
     }
 
     /// The policies.

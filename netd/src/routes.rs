@@ -87,17 +87,30 @@ fn same_destination(wanted: &[Route], route: &Route) -> bool {
     wanted.iter().any(|other| other.destination == route.destination && other.metric == route.metric)
 }
 
-/// None: not possible now (the interface is not there yet, or the node is not on our network).
+/// Nodes that no route leads to, since their addresses are not of our own network: packets to Pods
+/// are routed, not wrapped, and a router between would not know where to send them.
+pub fn off_link(desired: &DesiredRoutes, actual: &ActualRoutes) -> BTreeMap<Ipv4Network, Ipv4Addr> {
+    let Some((_, network)) = actual.underlay else { return BTreeMap::new() };
+    let nodes = desired.routes.iter().filter_map(|(cidr, hop)| match hop {
+        Hop::Node(address) if !network.contains(*address) => Some((*cidr, *address)),
+        _ => None,
+    });
+    nodes.collect()
+}
+
+/// None: not possible now (the interface is not there yet).
 fn resolve(destination: Ipv4Network, hop: &Hop, source: Option<Ipv4Addr>, actual: &ActualRoutes) -> Option<Route> {
     let route = |target, source| Route { destination, target, source, metric: 0, protocol: ROUTE_PROTOCOL };
     Some(match hop {
         Hop::Interface(name) => route(Target::Link(*actual.interfaces.get(name)?), source),
         Hop::Node(address) => {
             let (index, network) = actual.underlay?;
-            if !network.contains(*address) {
-                return None;
+            if network.contains(*address) {
+                route(Target::Gateway(*address, index), source)
+            } else {
+                // Senders are told, rather than left waiting behind a default route.
+                route(Target::Unreachable, None)
             }
-            route(Target::Gateway(*address, index), source)
         }
         Hop::Nowhere => route(Target::Unreachable, None),
     })
@@ -178,5 +191,22 @@ mod tests {
         let dead = DesiredRoutes { routes: BTreeMap::from([(cidr, Hop::Nowhere)]), source: None };
         let steps = plan(&dead, &actual);
         assert_eq!(steps.iter().map(ToString::to_string).collect::<Vec<_>>(), ["set route 10.244.2.0/24 unreachable"]);
+    }
+
+    #[test]
+    fn a_node_of_another_network_is_named_and_its_pods_are_unreachable() {
+        let actual = kernel();
+        let [near, far]: [Ipv4Network; 2] = ["10.244.2.0/24", "10.244.3.0/24"].map(|text| text.parse().unwrap());
+        let [on_link, elsewhere]: [Ipv4Addr; 2] = ["172.30.0.12", "172.31.0.13"].map(|text| text.parse().unwrap());
+        let desired = DesiredRoutes {
+            routes: BTreeMap::from([(near, Hop::Node(on_link)), (far, Hop::Node(elsewhere))]),
+            source: None,
+        };
+        assert_eq!(off_link(&desired, &actual), BTreeMap::from([(far, elsewhere)]));
+        let steps: Vec<String> = plan(&desired, &actual).iter().map(ToString::to_string).collect();
+        assert_eq!(steps, ["set route 10.244.2.0/24 via 172.30.0.12 dev 2", "set route 10.244.3.0/24 unreachable"]);
+        // Before the own address is known, nobody is judged.
+        let unknown = ActualRoutes { underlay: None, ..actual };
+        assert!(off_link(&desired, &unknown).is_empty() && plan(&desired, &unknown).is_empty());
     }
 }

@@ -102,26 +102,68 @@ pub fn compile<'p>(
     pods: impl IntoIterator<Item = &'p PodView> + Clone,
     namespaces: &Namespaces,
 ) -> PodPolicy {
-    let mut out = PodPolicy::default();
-    for policy in policies.iter().filter(|p| p.selects(pod)) {
-        if let Some(rules) = &policy.ingress {
-            out.ingress.isolated = true;
-            for rule in rules {
-                let ports = resolve(&rule.ports, Some(pod));
-                if rule.ports.is_empty() || !ports.is_empty() {
-                    let peers = peers_of(rule, &policy.namespace, pods.clone(), namespaces);
-                    out.ingress.push(peers, ports);
+    Compiler::new(policies, pods, namespaces).compile(pod)
+}
+
+/// The same for many Pods: who the peers of a rule are is the same for all Pods that its policy
+/// selects, and is looked up once. Cost of the first Pod of a policy: O(rules · Pods of the
+/// cluster); of a further one: O(policies + what its rules hold).
+pub struct Compiler<'a, I> {
+    policies: &'a [Policy],
+    pods: I,
+    namespaces: &'a Namespaces,
+    /// For each policy, once it was needed.
+    prepared: Vec<Option<Prepared>>,
+}
+
+/// What a policy says that is the same for every Pod it selects.
+struct Prepared {
+    /// The peers of each ingress rule.
+    ingress: Vec<Peers>,
+    egress: Rules,
+}
+
+impl<'a, 'p, I: IntoIterator<Item = &'p PodView> + Clone> Compiler<'a, I> {
+    /// Nothing is computed yet.
+    pub fn new(policies: &'a [Policy], pods: I, namespaces: &'a Namespaces) -> Self {
+        Self { policies, pods, namespaces, prepared: policies.iter().map(|_| None).collect() }
+    }
+
+    /// See [`compile`].
+    pub fn compile(&mut self, pod: &PodView) -> PodPolicy {
+        let mut out = PodPolicy::default();
+        for (policy, slot) in self.policies.iter().zip(&mut self.prepared).filter(|(p, _)| p.selects(pod)) {
+            let prepared = slot.get_or_insert_with(|| prepare(policy, &self.pods, self.namespaces));
+            if let Some(rules) = &policy.ingress {
+                out.ingress.isolated = true;
+                for (rule, peers) in rules.iter().zip(&prepared.ingress) {
+                    let ports = resolve(&rule.ports, Some(pod));
+                    if rule.ports.is_empty() || !ports.is_empty() {
+                        out.ingress.push(peers.clone(), ports);
+                    }
                 }
             }
-        }
-        if let Some(rules) = &policy.egress {
-            out.egress.isolated = true;
-            for rule in rules {
-                compile_egress(&mut out.egress, rule, policy, pods.clone(), namespaces);
+            if policy.egress.is_some() {
+                out.egress.isolated = true;
+                out.egress.allow.extend(prepared.egress.allow.iter().cloned());
             }
         }
+        out
     }
-    out
+}
+
+fn prepare<'p>(
+    policy: &Policy,
+    pods: &(impl IntoIterator<Item = &'p PodView> + Clone),
+    namespaces: &Namespaces,
+) -> Prepared {
+    let peers = |rule: &Rule| peers_of(rule, &policy.namespace, pods.clone(), namespaces);
+    let ingress = policy.ingress.iter().flatten().map(peers).collect();
+    let mut egress = Rules::default();
+    for rule in policy.egress.iter().flatten() {
+        compile_egress(&mut egress, rule, policy, pods.clone(), namespaces);
+    }
+    Prepared { ingress, egress }
 }
 
 /// A named port means another number at each destination: those rules become one entry for each

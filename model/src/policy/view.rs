@@ -286,6 +286,15 @@ impl Policy {
         })
     }
 
+    /// Whether what the policy allows may depend on this Pod being a peer. True too often only for
+    /// named egress ports, which may be any Pod's.
+    pub fn names(&self, pod: &PodView, namespaces: &Namespaces) -> bool {
+        let selected = |rule: &Rule| rule.peers.iter().any(|peer| peer.selects(pod, &self.namespace, namespaces));
+        let named_ports = |rule: &Rule| rule.ports.iter().any(|port| matches!(port, Port::Named(..)));
+        self.ingress.iter().flatten().any(selected)
+            || self.egress.iter().flatten().any(|rule| selected(rule) || named_ports(rule))
+    }
+
     /// Whether the policy is for this Pod.
     pub fn selects(&self, pod: &PodView) -> bool {
         !pod.host_network && pod.namespace == self.namespace && self.pods.matches(&pod.labels)

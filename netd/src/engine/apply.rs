@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::Ipv4Network;
-use trellis_model::policy::{PodPolicy, PodView, compile};
+use trellis_model::policy::PodPolicy;
 
 use super::Engine;
 use crate::kernel::rtnl::{Neighbour, ROUTE_PROTOCOL, Route, Rtnl, Target};
@@ -15,7 +15,7 @@ use crate::kernel::{KernelError, sysctl};
 use crate::links::{
     ActualLinks, DesiredLinks, HOST_MAC, HOST_PREFIX, POD_INTERFACE, PodLink, PodSide, Step, host_interface, pod_mac,
 };
-use crate::policy::{self, Ruleset};
+use crate::policy;
 use crate::routes::{self, ActualRoutes, DesiredRoutes, Hop};
 
 /// Used until the underlay's interface is found.
@@ -72,6 +72,9 @@ impl Engine {
         let host = links.into_iter().map(|link| (link.name.clone(), link)).collect();
         let mut actual = ActualLinks { host, neighbours: self.rtnl.neighbours()?, loopback, pods: BTreeMap::new() };
         repairs += self.apply_links(&mut actual, inspect)?;
+        if looked {
+            repairs += self.guard_sources()?;
+        }
         let underlay = underlay.map(|found| (found.index, found.network));
         repairs += self.apply_routes(underlay)?;
         Ok(repairs)
@@ -79,37 +82,9 @@ impl Engine {
 
     // ---- policy ---------------------------------------------------------------------------
 
-    /// What the policies mean for every Pod that has an address here.
-    fn compile_policies(&mut self) -> BTreeMap<Ipv4Addr, PodPolicy> {
-        let Some(ipam) = &self.ipam else { return BTreeMap::new() };
-        let here: BTreeMap<&str, Ipv4Addr> = ipam.in_use().collect();
-        let mut changed = false;
-        for uid in here.keys() {
-            if let Some(record) = self.cluster.pods.get(*uid)
-                && self.cluster.local.get(*uid) != Some(record)
-            {
-                let record = record.clone();
-                self.cluster.local.insert((*uid).to_owned(), record);
-                changed = true;
-            }
-        }
-        self.unsaved |= changed;
-        let policies = self.cluster.policies();
-        let namespaces = self.cluster.namespaces();
-        let pods: Vec<PodView> =
-            self.cluster.pods.iter().map(|(uid, record)| record.view(uid, here.get(uid.as_str()).copied())).collect();
-        here.iter()
-            .filter_map(|(uid, address)| {
-                let record = self.cluster.local.get(*uid)?;
-                let view = record.view(uid, Some(*address));
-                Some((*address, compile(&view, &policies, &pods, &namespaces)))
-            })
-            .collect()
-    }
-
     fn apply_policy(&mut self, looked: bool, own: &BTreeSet<Ipv4Addr>) -> Result<u64, KernelError> {
         let policies = self.compile_policies();
-        let desired = Ruleset::build(policies.iter().map(|(address, policy)| (*address, policy)));
+        let desired = self.desired_ruleset();
         if looked || self.table.is_none() {
             self.table = self.nft.read()?;
         }
@@ -201,6 +176,21 @@ impl Engine {
         let wanted_before = self.links.as_ref() == Some(&desired);
         let repairs = if wanted_before && self.failed.is_empty() { steps.len() as u64 } else { 0 };
         self.links = self.failed.is_empty().then_some(desired);
+        Ok(repairs)
+    }
+
+    /// The guard against forged sources of every Pod that is connected: no event tells of a
+    /// setting that somebody changed.
+    fn guard_sources(&mut self) -> Result<u64, KernelError> {
+        let mut repairs = 0;
+        for link in self.rtnl.links()?.iter().filter(|link| link.name.starts_with(HOST_PREFIX) && link.up) {
+            match sysctl::set(&format!("ipv4/conf/{}/rp_filter", link.name), "1") {
+                Ok(changed) => repairs += u64::from(changed),
+                // It went meanwhile.
+                Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(repairs)
     }
 
@@ -301,6 +291,7 @@ impl Engine {
         }
         let interfaces = self.rtnl.links()?.into_iter().map(|link| (link.name, link.index)).collect();
         let actual = ActualRoutes { routes: self.rtnl.routes()?, interfaces, underlay };
+        self.tell_off_link(routes::off_link(&desired, &actual));
         let steps = routes::plan(&desired, &actual);
         for step in &steps {
             tracing::debug!(%step, "route");
@@ -313,6 +304,24 @@ impl Engine {
         let repairs = if wanted_before { steps.len() as u64 } else { 0 };
         self.routes = Some(desired);
         Ok(repairs)
+    }
+}
+
+impl Engine {
+    /// Once for each node: its Pods cannot be reached, and nothing but an administrator helps.
+    fn tell_off_link(&mut self, now: BTreeMap<Ipv4Network, Ipv4Addr>) {
+        for (cidr, address) in &now {
+            if self.off_link.get(cidr) != Some(address) {
+                tracing::error!(%cidr, node = %address, own = %self.config.advertise,
+                    "a node's address is not on this node's own network: its Pods cannot be reached from here, and \
+                     senders are told so. Packets are routed, not wrapped, so all nodes need addresses of one subnet: \
+                     see --advertise-address of `trellis cluster init` and `join`");
+            }
+        }
+        for (cidr, address) in self.off_link.iter().filter(|(cidr, _)| !now.contains_key(cidr)) {
+            tracing::info!(%cidr, node = %address, "a node that could not be reached is on our network, or gone");
+        }
+        self.off_link = now;
     }
 }
 

@@ -14,6 +14,7 @@
 mod apply;
 mod event;
 mod pods;
+mod policies;
 
 pub use event::{AttachedPod, Attachment, Config, EngineError, Event, Outputs, Status};
 
@@ -27,7 +28,6 @@ use ipnetwork::Ipv4Network;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use trellis_gossip::View;
-use trellis_model::policy::PodPolicy;
 
 use crate::cluster::{Cluster, Kind, ObjectError};
 use crate::ipam::Ipam;
@@ -85,9 +85,12 @@ pub struct Engine {
     held: BTreeMap<String, Held>,
     // What was wanted and done the last time, and what is to do.
     table: Option<ActualTable>,
-    policies: Option<BTreeMap<Ipv4Addr, PodPolicy>>,
+    policies: Option<policies::Compiled>,
+    compiled: Option<policies::Cached>,
     links: Option<DesiredLinks>,
     routes: Option<DesiredRoutes>,
+    /// Pod CIDRs of nodes that are not on our network.
+    off_link: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// Detached Pods' interfaces and addresses, until they are gone from the kernel.
     gone: BTreeMap<String, Ipv4Addr>,
     mtu: u32,
@@ -155,6 +158,8 @@ impl Engine {
             held: BTreeMap::new(),
             table: None,
             policies: None,
+            compiled: None,
+            off_link: BTreeMap::new(),
             links: None,
             routes: None,
             gone: BTreeMap::new(),
