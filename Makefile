@@ -37,10 +37,12 @@ bench: ## Measure, beside etcd and podman where they are installed; writes targe
 	@scripts/need build
 	@scripts/need bench
 	@$(CARGO) build --release --bins
+	@mkdir -p target/bench
 	@$(ROOT) $(TARGET)/release/trellis-lab bench
 
 check: ## Formatting, lints as errors, licences and advisories, documentation
 	@scripts/need build
+	@scripts/need check
 	@scripts/check
 
 fmt: ## Format the source

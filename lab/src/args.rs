@@ -22,7 +22,9 @@ Examples:
   trellis-lab demo                            a web application survives a power cut
   trellis-lab kill n4                         power cut: no packet, no process after it
   trellis-lab partition n1,n2 / n3,n4,n5      two halves that do not reach each other
-  trellis-lab heal
+  trellis-lab partition --one-way n1 / n4     packets from n1 to n4 are dropped, those back pass
+  trellis-lab loss n5 10                      10 % of what n5 sends, and of what it is sent
+  trellis-lab heal                            undo all of these
   trellis-lab exec n2 -- ip route             a command on a node
   trellis-lab logs n1 control-plane -f
   trellis-lab down                            nothing is left";
@@ -58,8 +60,23 @@ pub enum Command {
         /// Groups of comma-separated nodes, with a slash between
         #[arg(required = true)]
         groups: Vec<String>,
+        /// Only packets from the first group to the second are dropped; those back pass
+        #[arg(long)]
+        one_way: bool,
     },
-    /// Undo the partition
+    /// Lose a share of the packets from and to a node, each way
+    Loss {
+        node: String,
+        /// 0 to 100, with two decimals at most; 0 ends it
+        percent: String,
+    },
+    /// Hold up the packets from and to a node, each way (needs the kernel's netem)
+    Delay {
+        node: String,
+        /// 100ms, 1.5s; 0 ends it
+        by: String,
+    },
+    /// Undo partitions, loss and delay
     Heal,
     /// Run a command on a node
     Exec {
@@ -88,7 +105,8 @@ pub enum Command {
     },
     /// Measure, beside a peer or a limit in the same run, in a lab of its own
     Bench {
-        /// Only groups whose name holds this (repeatable): api-writes, pod-creates, pod-start, memory,
+        /// Only groups whose name holds this (repeatable): api-writes, pod-creates, pod-start,
+        /// pod-start-beside-podman, pod-network, memory,
         /// leader-failover, node-failover
         #[arg(long)]
         only: Vec<String>,

@@ -15,6 +15,7 @@ use trellis_lab::{
     bench, cgroup,
     cluster::{contexts, up},
     demo,
+    fault::state::{parse_delay, parse_percent},
     layout::Layout,
     node::{enter, init, spawn},
     progress::Progress,
@@ -25,6 +26,8 @@ use trellis_lab::{
 use crate::args::{Args, Command, Up};
 
 const DEFAULT_NAME: &str = "lab";
+/// The bench's own lab.
+const BENCH_NAME: &str = "bench";
 /// The daemons that need to be there before anything is made.
 const BINARIES: &[&str] = &["trellis", "trellis-control-plane", "trellis-netd", "trellis-node-agent", "trellis-shim"];
 /// Between two looks at a growing log.
@@ -51,7 +54,9 @@ pub fn dispatch(args: Args) -> Result<ExitCode> {
         Command::Pause { node } => open(name)?.pause(node),
         Command::Resume { node } => open(name)?.resume(node),
         Command::Wipe { node } => open(name)?.wipe(node),
-        Command::Partition { groups } => open(name)?.partition(&parse_groups(groups)?),
+        Command::Partition { groups, one_way } => partition(&open(name)?, groups, *one_way),
+        Command::Loss { node, percent } => open(name)?.lose(node, parse_percent(percent)?),
+        Command::Delay { node, by } => open(name)?.delay(node, parse_delay(by)?),
         Command::Heal => open(name)?.heal(),
         Command::Logs { node, daemon, follow } => logs(&open(name)?, node, daemon, *follow),
         Command::Demo { no_kill } => {
@@ -59,7 +64,8 @@ pub fn dispatch(args: Args) -> Result<ExitCode> {
             demo::run(&lab, lab.layout(), lab.bin_dir(), !no_kill)
         }
         Command::Bench { only, output, failovers } => {
-            let request = bench::Request { only: only.clone(), output: output.clone(), failovers: *failovers };
+            let name = args.name.as_deref().unwrap_or(BENCH_NAME).to_owned();
+            let request = bench::Request { name, only: only.clone(), output: output.clone(), failovers: *failovers };
             let exe = own_exe()?;
             let bin_dir = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
             bench::run(exe, bin_dir, &request)
@@ -146,6 +152,20 @@ fn show_status(name: &str, output: &str) -> Result<()> {
         print!("{}", status::table(&status));
     }
     Ok(())
+}
+
+fn partition(lab: &Namespaces, words: &[String], one_way: bool) -> Result<()> {
+    let groups = parse_groups(words)?;
+    if !one_way {
+        return lab.partition(&groups);
+    }
+    match groups.as_slice() {
+        [from, to] => lab.cut_one_way(from, to),
+        _ => Err(Error::Format {
+            what: format!("partition --one-way {:?}", words.join(" ")),
+            why: format!("two groups are wanted, as in `partition --one-way n1 / n2,n3`; these are {}", groups.len()),
+        }),
+    }
 }
 
 /// `a,b / c` as separate words, as one, or without blanks.

@@ -20,6 +20,7 @@ pub mod error;
 pub mod fault;
 pub mod http;
 pub mod layout;
+mod netlink;
 pub mod netns;
 pub mod node;
 pub mod process;

@@ -2,6 +2,7 @@
 //! machines are to be another, of the same topology.
 
 mod namespaces;
+mod wires;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -69,7 +70,24 @@ pub trait Backend: Send + Sync {
     /// Nodes of different groups do not reach each other; nodes in no group form another one.
     fn partition(&self, groups: &[Vec<String>]) -> Result<()>;
 
-    /// Everybody reaches everybody.
+    /// Packets from nodes of the first group to nodes of the second are dropped; those back pass.
+    /// Ends an earlier partition.
+    fn cut_one_way(&self, _from: &[String], _to: &[String]) -> Result<()> {
+        wires::cannot("be partitioned one way")
+    }
+
+    /// Of the packets from and to a node this share each is lost, in hundredths of a percent
+    /// ([`crate::fault::state::WHOLE`] is all); 0 ends it.
+    fn lose(&self, _node: &str, _share: u32) -> Result<()> {
+        wires::cannot("lose packets")
+    }
+
+    /// Packets from and to a node take so much longer each way; zero ends it.
+    fn delay(&self, _node: &str, _by: Duration) -> Result<()> {
+        wires::cannot("delay packets")
+    }
+
+    /// Everybody reaches everybody; nothing is lost or late.
     fn heal(&self) -> Result<()>;
 
     /// How it is.

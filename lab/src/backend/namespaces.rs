@@ -83,12 +83,13 @@ impl Namespaces {
         Ok(cgroup::of_node(&self.cgroups, node))
     }
 
-    fn init(&self, node: &str) -> Result<Option<Process>> {
+    pub(super) fn init(&self, node: &str) -> Result<Option<Process>> {
         self.topology.node(node)?;
         Ok(Process::load(&self.layout.node(node).path("init.pid")))
     }
 
-    fn underlay(&self) -> Result<Underlay> {
+    /// The network between the nodes.
+    pub fn underlay(&self) -> Result<Underlay> {
         let holder = Process::load(&self.layout.underlay_pid()).ok_or_else(|| Error::Lacking {
             what: format!("the underlay of lab {} is gone", self.topology.name),
             how: format!("`trellis-lab down --name {0}`, then `up --name {0}`", self.topology.name),
@@ -170,6 +171,7 @@ impl Backend for Namespaces {
         let underlay = self.underlay()?;
         let init = spawn::spawn(&self.lab_exe, &self.spec(node)?)?;
         underlay.plug(init.pid, self.plug(node)?)?;
+        self.delay_again(node)?;
         let socket = layout.path("lab").join(CONTROL_SOCKET);
         let booted = wait::until(&format!("the start of node {node}"), BOOT_LIMIT, || {
             if !init.alive() {
@@ -221,23 +223,23 @@ impl Backend for Namespaces {
     }
 
     fn partition(&self, groups: &[Vec<String>]) -> Result<()> {
-        let mut indexed = Vec::with_capacity(groups.len());
-        for group in groups {
-            indexed.push(group.iter().map(|n| self.topology.index(n)).collect::<Result<Vec<_>>>()?);
-        }
-        // From a whole network: groups of an earlier partition end here.
-        self.heal()?;
-        self.underlay()?.partition(indexed)
+        self.split(groups)
+    }
+
+    fn cut_one_way(&self, from: &[String], to: &[String]) -> Result<()> {
+        self.cut(from, to)
+    }
+
+    fn lose(&self, node: &str, share: u32) -> Result<()> {
+        self.lose_packets(node, share)
+    }
+
+    fn delay(&self, node: &str, by: Duration) -> Result<()> {
+        self.hold_up(node, by)
     }
 
     fn heal(&self) -> Result<()> {
-        let mut on = Vec::new();
-        for node in &self.topology.nodes {
-            if self.init(&node.name)?.is_some() {
-                on.push(self.topology.index(&node.name)?);
-            }
-        }
-        self.underlay()?.heal(on)
+        self.mend_all()
     }
 
     fn power(&self, node: &str) -> Result<Power> {

@@ -4,12 +4,18 @@
 //! turn, each several times, and what is reported is medians, their spread, and the ratio.
 //! Nothing here passes or fails: the table says which aims were met.
 
+mod beside;
 mod etcd;
 mod failover;
 mod load;
 mod memory;
+mod netpath;
+mod network;
+mod podman;
+mod podns;
 mod pods;
 mod report;
+mod traffic;
 mod writes;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +33,8 @@ pub use report::{Aim, Figure, Report};
 /// What `bench` is asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The lab's name.
+    pub name: String,
     /// Only groups whose name holds one of these; empty for all.
     pub only: Vec<String>,
     /// Where the JSON goes.
@@ -42,6 +50,8 @@ struct Bench<'a> {
     progress: &'a Progress,
     report: &'a mut Report,
     failovers: usize,
+    /// The `trellis-lab` program.
+    exe: &'a Path,
 }
 
 /// A group: its name and what it does.
@@ -53,6 +63,8 @@ const GROUPS: &[Group] = &[
     ("api-writes", writes::run),
     ("pod-creates", pods::creates),
     ("pod-start", pods::start),
+    ("pod-start-beside-podman", beside::run),
+    ("pod-network", network::run),
     ("memory-with-pods", memory::with_pods),
     ("leader-failover", failover::leader),
     ("node-failover", failover::node),
@@ -60,8 +72,8 @@ const GROUPS: &[Group] = &[
 
 /// Makes a lab of its own, measures, prints, writes the JSON, takes the lab down.
 pub fn run(exe: PathBuf, bin_dir: PathBuf, request: &Request) -> Result<()> {
-    let given = Options { name: Some("bench".to_owned()), control_planes: Some(3), workers: Some(2) };
-    let lab = Namespaces::new(Topology::load(None, &given)?, bin_dir, exe)?;
+    let given = Options { name: Some(request.name.clone()), control_planes: Some(3), workers: Some(2) };
+    let lab = Namespaces::new(Topology::load(None, &given)?, bin_dir, exe.clone())?;
     let progress = Progress::new();
     lab.create()?;
     let mut report = Report::default();
@@ -72,23 +84,23 @@ pub fn run(exe: PathBuf, bin_dir: PathBuf, request: &Request) -> Result<()> {
             vec![progress.elapsed().as_secs_f64()],
             Aim::AtMost(10.0),
         ));
-        measure(&lab, &progress, &mut report, request)
+        measure(&lab, &exe, &progress, &mut report, request)
     });
     progress.finish();
     let removed = lab.destroy();
-    let context = crate::cluster::contexts::remove(&crate::cluster::contexts::users_file(), "bench");
+    let context = crate::cluster::contexts::remove(&crate::cluster::contexts::users_file(), &request.name);
     print!("{}", report.table());
     write(&request.output, &report)?;
     println!("written to {}", request.output.display());
     measured.and(removed).and(context)
 }
 
-fn measure(lab: &Namespaces, progress: &Progress, report: &mut Report, request: &Request) -> Result<()> {
+fn measure(lab: &Namespaces, exe: &Path, progress: &Progress, report: &mut Report, request: &Request) -> Result<()> {
     let api = Api::open(&lab.layout().contexts())?;
     let wanted = |name: &str| request.only.is_empty() || request.only.iter().any(|o| name.contains(o.as_str()));
     for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(name)) {
         progress.done(&format!("measuring {name}"));
-        let mut bench = Bench { lab, api: &api, progress, report, failovers: request.failovers };
+        let mut bench = Bench { lab, api: &api, progress, report, failovers: request.failovers, exe };
         // One group's failure leaves the others' figures standing.
         if let Err(error) = group(&mut bench) {
             report.missing(name, &error.to_string());

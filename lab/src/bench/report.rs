@@ -27,13 +27,15 @@ pub struct Figure {
     values: Vec<f64>,
     peer: Option<(String, Vec<f64>)>,
     aim: Aim,
+    /// Which of the values is told: the middle one unless said otherwise.
+    share: f64,
 }
 
 impl Figure {
     /// A figure held against a fixed limit.
     #[must_use]
     pub fn limit(name: impl Into<String>, unit: &'static str, values: Vec<f64>, aim: Aim) -> Self {
-        Self { name: name.into(), unit, values, peer: None, aim }
+        Self { name: name.into(), unit, values, peer: None, aim, share: MEDIAN }
     }
 
     /// A figure held against a peer's, taken in turn with it.
@@ -46,32 +48,64 @@ impl Figure {
         peer_values: Vec<f64>,
         aim: Aim,
     ) -> Self {
-        Self { name: name.into(), unit, values, peer: Some((peer.into(), peer_values)), aim }
+        Self { name: name.into(), unit, values, peer: Some((peer.into(), peer_values)), aim, share: MEDIAN }
+    }
+
+    /// Tells the value below which `share` of the runs lie (0.99; 1 is the largest) instead of the
+    /// median, of the peer's as well. The spread stays that of all runs.
+    #[must_use]
+    pub fn at(mut self, share: f64) -> Self {
+        self.share = share;
+        self
     }
 
     fn row(&self) -> Row {
-        let value = median(&self.values);
-        let peer_value = self.peer.as_ref().map(|(_, v)| median(v));
+        let value = percentile(&self.values, self.share);
+        let peer_value = self.peer.as_ref().map(|(_, v)| percentile(v, self.share));
         let ratio = peer_value.filter(|p| *p > 0.0).map(|p| value / p);
         let (aim, met) = match self.aim {
-            Aim::AtMost(x) => (format!("<= {x}"), Some(value <= x)),
-            Aim::AtLeast(x) => (format!(">= {x}"), Some(value >= x)),
-            Aim::RatioAtLeast(x) => (format!("ratio >= {x}"), ratio.map(|r| r >= x)),
-            Aim::RatioAtMost(x) => (format!("ratio <= {x}"), ratio.map(|r| r <= x)),
+            Aim::AtMost(x) => (format!("<= {}", plain(x)), Some(value <= x)),
+            Aim::AtLeast(x) => (format!(">= {}", plain(x)), Some(value >= x)),
+            Aim::RatioAtLeast(x) => (format!("ratio >= {}", plain(x)), ratio.map(|r| r >= x)),
+            Aim::RatioAtMost(x) => (format!("ratio <= {}", plain(x)), ratio.map(|r| r <= x)),
         };
         Row {
             name: self.name.clone(),
             value,
             unit: self.unit,
-            spread: spread(&self.values),
-            runs: self.values.len(),
+            spread: Spread::of(&self.values),
             peer: self.peer.as_ref().map(|(name, _)| name.clone()),
             peer_value,
-            peer_spread: self.peer.as_ref().map(|(_, v)| spread(v)),
+            peer_spread: self.peer.as_ref().map(|(_, v)| Spread::of(v)),
             ratio,
             aim,
             met,
         }
+    }
+}
+
+const MEDIAN: f64 = 0.5;
+
+/// How far the runs lie apart.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    runs: usize,
+    min: f64,
+    p25: f64,
+    median: f64,
+    p75: f64,
+    max: f64,
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        let at = |share| percentile(values, share);
+        Self { runs: values.len(), min: at(0.0), p25: at(0.25), median: at(MEDIAN), p75: at(0.75), max: at(1.0) }
+    }
+
+    /// `min … max`, or a dash for a single value: that has no spread.
+    fn shown(&self) -> String {
+        if self.runs > 1 { format!("{} … {}", short(self.min), short(self.max)) } else { "-".to_owned() }
     }
 }
 
@@ -80,12 +114,10 @@ struct Row {
     name: String,
     value: f64,
     unit: &'static str,
-    /// Smallest and largest of the runs.
-    spread: [f64; 2],
-    runs: usize,
+    spread: Spread,
     peer: Option<String>,
     peer_value: Option<f64>,
-    peer_spread: Option<[f64; 2]>,
+    peer_spread: Option<Spread>,
     ratio: Option<f64>,
     aim: String,
     met: Option<bool>,
@@ -129,7 +161,8 @@ impl Report {
     /// The table for a person.
     #[must_use]
     pub fn table(&self) -> String {
-        let head = ["FIGURE", "VALUE", "SPREAD", "PEER", "RATIO", "AIM", "MET"].map(str::to_owned).to_vec();
+        let head =
+            ["FIGURE", "VALUE", "SPREAD", "PEER", "ITS SPREAD", "RATIO", "AIM", "MET"].map(str::to_owned).to_vec();
         let mut rows = vec![head];
         for figure in &self.figures {
             let row = figure.row();
@@ -140,8 +173,9 @@ impl Report {
             rows.push(vec![
                 row.name,
                 format!("{} {}", short(row.value), row.unit),
-                format!("{} … {}", short(row.spread[0]), short(row.spread[1])),
+                row.spread.shown(),
                 peer,
+                row.peer_spread.map_or_else(|| "-".to_owned(), |s| s.shown()),
                 row.ratio.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}")),
                 row.aim,
                 row.met.map_or("-", |m| if m { "yes" } else { "NO" }).to_owned(),
@@ -168,17 +202,18 @@ fn columns(rows: &[Vec<String>]) -> String {
     text
 }
 
+/// An aim as a person would write it: three decimals at most.
+fn plain(value: f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     }
-}
-
-/// The middle value; the upper one of two.
-pub(super) fn median(values: &[f64]) -> f64 {
-    percentile(values, 0.5)
 }
 
 /// The value below which `share` of the values lie; 0 for none.
@@ -188,12 +223,6 @@ pub(super) fn percentile(values: &[f64], share: f64) -> f64 {
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let at = (sorted.len() as f64 * share) as usize;
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
-}
-
-fn spread(values: &[f64]) -> [f64; 2] {
-    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    [low, high]
 }
 
 #[cfg(test)]
@@ -206,9 +235,34 @@ mod tests {
             Figure::beside("w", "/s", vec![1.0, 9.0, 5.0], "etcd", vec![2.0, 2.5, 100.0], Aim::RatioAtLeast(2.0));
         let row = figure.row();
         assert_eq!((row.value, row.peer_value, row.ratio), (5.0, Some(2.5), Some(2.0)));
-        assert_eq!((row.met, row.spread), (Some(true), [1.0, 9.0]));
+        assert_eq!((row.met, row.spread.min, row.spread.max), (Some(true), 1.0, 9.0));
         let figure = Figure::limit("t", "s", vec![11.0], Aim::AtMost(10.0));
         assert_eq!(figure.row().met, Some(false));
+    }
+
+    #[test]
+    fn another_than_the_median_is_told_with_the_spread_of_all() {
+        let figure = Figure::limit("max", "s", vec![1.0, 2.0, 3.0, 9.0], Aim::AtMost(5.0)).at(1.0);
+        let row = figure.row();
+        assert_eq!((row.value, row.spread.median, row.met), (9.0, 3.0, Some(false)));
+    }
+
+    #[test]
+    fn table_and_json_show_both_spreads() {
+        let mut report = Report::default();
+        let aim = Aim::RatioAtMost(1.0 / 0.95);
+        report.add(Figure::beside("trip", "µs", vec![1.0, 2.0, 3.0], "plain", vec![2.0, 4.0, 8.0], aim));
+        report.missing("pod-start beside podman", "podman is not installed");
+        let table = report.table();
+        for part in ["1.00 … 3.00", "2.00 … 8.00", "ratio <= 1.053", "yes", "podman is not installed"] {
+            assert!(table.contains(part), "{part} in {table}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&report.json().expect("json")).expect("json");
+        let row = &json["results"][0];
+        assert_eq!(
+            (&row["ratio"], &row["spread"]["p75"], &row["peer_spread"]["max"]),
+            (&0.5.into(), &3.0.into(), &8.0.into())
+        );
     }
 
     #[test]

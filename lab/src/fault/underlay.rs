@@ -6,23 +6,19 @@
 //! netlink from a thread that enters it.
 //!
 //! Faults move ports: a silenced port belongs to no bridge (the node's link stays up, its packets
-//! go nowhere, and no FIN tells of it); a partition is a bridge for each group.
-//!
-//! The project's rule that only netd speaks netlink is about the product: the lab plays the
-//! switch and the machines' hardware, shares no code with netd on purpose, and keeps its netlink
-//! in this one file.
+//! go nowhere, and no FIN tells of it); a partition is a bridge for each group. What is dropped
+//! one way or by chance is the switch's filter (see [`super::state`]).
 
-use std::{
-    fs::File,
-    net::Ipv4Addr,
-    os::fd::{AsRawFd, OwnedFd},
+use std::{fs::File, net::Ipv4Addr, os::fd::OwnedFd, time::Duration};
+
+use netlink_packet_route::link::LinkAttribute;
+
+use super::{filter, netem, state::Rule};
+use crate::{
+    Error, Result,
+    netlink::{add_address, add_bridge, add_veth, connect, get, index_of, set_controller, up_by_name},
+    netns,
 };
-
-use futures::TryStreamExt;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, new_connection};
-
-use crate::{Error, Result, netns};
 
 /// The switch that everybody is plugged into while nothing is broken.
 const MAIN_BRIDGE: &str = "br0";
@@ -74,26 +70,14 @@ impl Underlay {
             if let Some(stale) = index_of(&net, &port).await? {
                 net.link().del(stale).execute().await.map_err(Error::netlink(format!("remove stale port {port}")))?;
             }
-            let mut peer = LinkMessage::default();
-            peer.attributes = vec![
-                LinkAttribute::IfName(NODE_INTERFACE.to_owned()),
-                LinkAttribute::Address(mac_of(plug.address).to_vec()),
-                LinkAttribute::NetNsFd(node_ns.as_raw_fd()),
-            ];
-            let pair = LinkVeth::new(&port, "unused").set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
-            net.link().add(pair).execute().await.map_err(Error::netlink(format!("make port {port}")))?;
+            add_veth(&net, &port, NODE_INTERFACE, &node_ns, Some(mac_of(plug.address))).await?;
             set_controller(&net, &port, Some(MAIN_BRIDGE)).await?;
             up_by_name(&net, &port).await
         })?;
         netns::inside_async(node_pid, move || async move {
             let net = connect()?;
             up_by_name(&net, "lo").await?;
-            let eth0 = must_index(&net, NODE_INTERFACE).await?;
-            net.address()
-                .add(eth0, plug.address.into(), plug.prefix)
-                .execute()
-                .await
-                .map_err(Error::netlink(format!("give {NODE_INTERFACE} the address {}", plug.address)))?;
+            add_address(&net, NODE_INTERFACE, plug.address, plug.prefix).await?;
             up_by_name(&net, NODE_INTERFACE).await
         })
     }
@@ -140,6 +124,20 @@ impl Underlay {
         })
     }
 
+    /// Makes the switch do as the rules say, and nothing else.
+    pub fn filter(self, rules: Vec<Rule>) -> Result<()> {
+        netns::inside(self.pid, move || filter::apply(&rules))
+    }
+
+    /// Holds up what goes to a node, and what comes from it where it is on (`node_pid`).
+    pub fn delay(self, index: usize, node_pid: Option<i32>, by: Duration) -> Result<()> {
+        netns::inside_async(self.pid, move || async move { netem::apply(&port_name(index), by).await })?;
+        match node_pid {
+            Some(pid) => netns::inside_async(pid, move || async move { netem::apply(NODE_INTERFACE, by).await }),
+            None => Ok(()),
+        }
+    }
+
     /// Which switch a node's port is on: 0 the main one, 1.. a partition's; none when silenced.
     pub fn switch_of(self, index: usize) -> Result<Option<usize>> {
         netns::inside_async(self.pid, move || async move {
@@ -165,7 +163,8 @@ impl Underlay {
     }
 }
 
-fn port_name(index: usize) -> String {
+/// The node's port at the switch.
+pub(super) fn port_name(index: usize) -> String {
     format!("port{index}")
 }
 
@@ -174,56 +173,4 @@ fn port_name(index: usize) -> String {
 fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0x74, a, b, c, d]
-}
-
-fn connect() -> Result<Handle> {
-    let (connection, handle, _) = new_connection().map_err(Error::io("open a netlink socket"))?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
-async fn get(net: &Handle, name: &str) -> Result<Option<LinkMessage>> {
-    match net.link().get().match_name(name.to_owned()).execute().try_next().await {
-        Ok(found) => Ok(found),
-        Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -(nix::libc::ENODEV) => Ok(None),
-        Err(e) => Err(Error::netlink(format!("look up interface {name}"))(e)),
-    }
-}
-
-async fn index_of(net: &Handle, name: &str) -> Result<Option<u32>> {
-    Ok(get(net, name).await?.map(|link| link.header.index))
-}
-
-async fn must_index(net: &Handle, name: &str) -> Result<u32> {
-    let missing = || Error::Lacking {
-        what: format!("interface {name} is not there"),
-        how: "`trellis-lab down` and `up` build the underlay anew".to_owned(),
-    };
-    index_of(net, name).await?.ok_or_else(missing)
-}
-
-async fn up_by_name(net: &Handle, name: &str) -> Result<()> {
-    let index = must_index(net, name).await?;
-    let message = LinkUnspec::new_with_index(index).up().build();
-    net.link().set(message).execute().await.map_err(Error::netlink(format!("set {name} up")))
-}
-
-async fn add_bridge(net: &Handle, name: &str) -> Result<()> {
-    // No spanning tree: a port forwards at once. No snooping: the underlay carries whatever comes.
-    let bridge = LinkBridge::new(name).up().build();
-    net.link().add(bridge).execute().await.map_err(Error::netlink(format!("make bridge {name}")))
-}
-
-async fn set_controller(net: &Handle, port: &str, bridge: Option<&str>) -> Result<()> {
-    let Some(index) = index_of(net, port).await? else {
-        // A node that is off has no port: nothing to silence or to move.
-        return Ok(());
-    };
-    let builder = LinkUnspec::new_with_index(index);
-    let message = match bridge {
-        Some(bridge) => builder.controller(must_index(net, bridge).await?).build(),
-        None => builder.nocontroller().build(),
-    };
-    let what = format!("plug {port} into {}", bridge.unwrap_or("nothing"));
-    net.link().set(message).execute().await.map_err(Error::netlink(what))
 }
