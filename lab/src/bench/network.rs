@@ -1,5 +1,6 @@
 //! The pod network: throughput and round trip between Pods of two nodes, against a routed veth
-//! path of as many hops with nothing in its way (see [`super::netpath`]).
+//! path of as many hops with nothing in its way (see [`super::netpath`]). What the difference is
+//! made of: docs/decisions/0014.
 
 use std::{net::IpAddr, time::Duration};
 
