@@ -7,6 +7,7 @@ mod registry;
 mod slice;
 mod streams;
 mod trust;
+mod wires;
 mod workloads;
 
 use crate::harness::Scenario;
@@ -28,6 +29,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "the_leaders_death_stops_writes_for_moments_only", body: faults::leader_dies },
     Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
     Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
+    Scenario { name: "lossy_wires_are_no_death", body: wires::loss_kills_nobody },
+    Scenario { name: "a_node_cut_off_one_way_does_not_flap", body: wires::one_way },
     Scenario { name: "a_wiped_member_joins_anew_and_catches_up", body: faults::wiped_member },
     Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
     Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
