@@ -80,6 +80,8 @@ impl Etcd {
 
     /// `count` connections, spread over the members, once the cluster takes writes.
     pub fn connect(&self, runtime: &tokio::runtime::Runtime, count: usize) -> Result<Vec<Channel>> {
+        // A channel's driver is spawned as it is made.
+        let _inside = runtime.enter();
         let channels: Vec<Channel> = (0..count)
             .map(|i| {
                 Endpoint::from_shared(self.endpoints[i % self.endpoints.len()].clone())
@@ -88,7 +90,6 @@ impl Etcd {
             })
             .collect::<Result<_>>()?;
         let first = channels[0].clone();
-        let _inside = runtime.enter();
         wait::until("etcd takes writes", Duration::from_secs(30), || {
             runtime.block_on(put(first.clone(), b"ready".to_vec(), Vec::new()))
         })?;
