@@ -9,7 +9,7 @@ BIN     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 ROOT    := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,TRELLIS_CONFIG,TRELLIS_LAB_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab lab-down test test-vm bench check fmt dist deb
+.PHONY: help build lab lab-down test test-vm bench check fmt dist release deb
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,8 @@ dist: ## Optimised programs with what installs them, as a tarball in target/dist
 	@scripts/need build
 	@$(CARGO) build --release --bins
 	@scripts/dist $(TARGET)/release
+
+release: dist ## dist, by another name
 
 deb: dist ## The same as Debian packages
 	@scripts/deb $$(ls -td $(TARGET)/dist/trellis-*/ | head -1)
