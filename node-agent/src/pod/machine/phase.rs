@@ -114,6 +114,11 @@ impl Machine {
         self.ending.as_ref().is_some_and(|e| e.then == Then::Remove)
     }
 
+    /// It is being stopped, taken down, or has been.
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
     pub(super) fn update_conditions(&mut self, now: Timestamp) {
         let phase = self.phase();
         let over = matches!(phase, Phase::Succeeded | Phase::Failed);

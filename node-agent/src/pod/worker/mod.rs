@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     task::{AbortHandle, JoinSet},
 };
 use trellis_image::Image;
@@ -69,6 +69,9 @@ pub struct Worker {
     images: HashMap<String, Arc<Image>>,
     /// Runtime id → container, attempt.
     ids: HashMap<String, (String, u32)>,
+    /// Held by whoever speaks with netd of this Pod: a repeated handoff is over before the Pod is
+    /// detached, or netd would attach it again, for good.
+    network: Arc<Mutex<()>>,
     wishes: watch::Sender<api::status::Wish>,
     /// The object says it all: nothing is written over it.
     silent: bool,
@@ -130,6 +133,7 @@ impl Worker {
             refresher: None,
             images: HashMap::new(),
             ids,
+            network: Arc::default(),
             wishes,
             silent,
             finished: false,
@@ -206,7 +210,9 @@ impl Worker {
         match message {
             Message::Pod(pod) => self.on_pod(pod),
             Message::Gone => self.feed(Event::Gone),
-            Message::Reattach => self.spawn_attach(false),
+            // A Pod that ends has let go, or is about to.
+            Message::Reattach if self.machine.is_ending() => {}
+            Message::Reattach => self.reattach(),
             Message::Event(event) => self.feed(event),
             Message::Image(container, asked, _)
                 if self.container(&container).is_some_and(|c| c.image.as_deref() != Some(&asked)) =>

@@ -7,6 +7,7 @@ use super::{
     Message, Worker,
 };
 use k8s_openapi::api::core::v1::Container;
+use std::sync::Arc;
 
 impl Worker {
     pub(super) fn perform(&mut self, effect: Effect) {
@@ -18,7 +19,7 @@ impl Worker {
             Effect::CreateSandbox => self.step(|s| Box::pin(steps::sandbox::create(s))),
             Effect::AttachNetwork => {
                 self.follow_shim();
-                self.spawn_attach(true);
+                self.attach();
             }
             Effect::EnsureImage { container } => self.ensure_image(container),
             Effect::Start { container, attempt } => {
@@ -30,7 +31,7 @@ impl Worker {
             Effect::StopProbes { container } => {
                 self.probes.remove(&container).into_iter().flatten().for_each(|p| p.abort());
             }
-            Effect::DetachNetwork => self.step(|s| Box::pin(steps::sandbox::detach(s))),
+            Effect::DetachNetwork => self.detach(),
             Effect::Cleanup { keep_logs } => self.cleanup(keep_logs),
             Effect::DeleteFromApi => self.step(|s| Box::pin(steps::delete_from_api(s))),
             Effect::Persist if self.machine.is_removing() || self.silent => {}
@@ -86,17 +87,38 @@ impl Worker {
         }));
     }
 
-    pub(super) fn spawn_attach(&mut self, wanted: bool) {
-        let snapshot = self.snapshot();
-        let tx = self.tx.clone();
-        let (uid, began) = (snapshot.uid().to_owned(), std::time::Instant::now());
+    fn attach(&mut self) {
+        let network = Arc::clone(&self.network);
+        self.step(move |s| {
+            Box::pin(async move {
+                let _held = network.lock().await;
+                steps::sandbox::attach(s).await
+            })
+        });
+    }
+
+    /// Hands the namespace over once more: netd forgot it. Not while another attach is under way;
+    /// if netd needs it then, the manager asks again.
+    pub(super) fn reattach(&mut self) {
+        let Ok(held) = Arc::clone(&self.network).try_lock_owned() else { return };
+        let (snapshot, tx) = (self.snapshot(), self.tx.clone());
         self.tasks.spawn(async move {
             let event = steps::sandbox::attach(snapshot).await;
-            tracing::debug!(uid, micros = began.elapsed().as_micros(), outcome = ?event, "step");
-            // A repeated handoff changes nothing for the machine unless it brings addresses.
-            if wanted || matches!(event, Event::NetworkAttached { .. }) {
+            // It changes nothing for the machine unless it brings addresses.
+            if matches!(event, Event::NetworkAttached { .. }) {
                 drop(tx.send(Message::Event(event)).await);
             }
+            drop(held);
+        });
+    }
+
+    fn detach(&mut self) {
+        let network = Arc::clone(&self.network);
+        self.step(move |s| {
+            Box::pin(async move {
+                let _held = network.lock().await;
+                steps::sandbox::detach(s).await
+            })
         });
     }
 
