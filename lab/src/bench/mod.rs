@@ -61,12 +61,13 @@ type Group = (&'static str, fn(&mut Bench<'_>) -> Result<()>);
 /// In the order in which they disturb the cluster least.
 const GROUPS: &[Group] = &[
     ("memory", memory::idle),
+    // Before the loads, whose objects stay.
+    ("memory-with-pods", memory::with_pods),
     ("api-writes", writes::run),
     ("pod-creates", pods::creates),
     ("pod-start", starts::run),
     ("pod-start-beside-podman", beside::run),
     ("pod-network", network::run),
-    ("memory-with-pods", memory::with_pods),
     ("leader-failover", failover::leader),
     ("node-failover", failover::node),
 ];
