@@ -32,6 +32,7 @@ pub async fn follow(connection: Connection, kind: Kind, events: mpsc::Sender<Eve
     let mut pause = PAUSE_MIN;
     let mut revision: Option<u64> = None;
     loop {
+        let member = connection.in_use();
         let from = match revision {
             Some(revision) => Ok(revision),
             None => list(&connection, kind, &events).await,
@@ -54,7 +55,7 @@ pub async fn follow(connection: Connection, kind: Kind, events: mpsc::Sender<Eve
         if failure.code() == Code::OutOfRange {
             revision = None;
         } else {
-            connection.next_endpoint();
+            connection.leave(member);
         }
         tracing::debug!(?kind, error = %failure.message(), "watch ended; trying again");
         tokio::time::sleep(pause).await;

@@ -205,6 +205,19 @@ impl Connection {
         self.shared.lock().endpoints.clone()
     }
 
+    /// Names the member in use, for [`Connection::leave`].
+    #[must_use]
+    pub fn in_use(&self) -> u64 {
+        self.shared.lock().generation
+    }
+
+    /// Turns away from the member that was in use when `in_use` was asked; does nothing if that
+    /// happened already. For streams that share a connection: when their member dies all of them
+    /// fail, one after the other, and together must go one member further, not each on its own.
+    pub fn leave(&self, in_use: u64) {
+        self.shared.move_on(in_use);
+    }
+
     /// Turns to the next member: for a stream whose member has gone silent.
     pub fn next_endpoint(&self) {
         let generation = self.shared.lock().generation;

@@ -89,11 +89,12 @@ async fn session<T: DeserializeOwned + Send>(
         from_revision: *from,
         ..WatchRequest::default()
     };
+    let member = conn.in_use();
     let mut client = conn.resources();
     let mut stream = match tokio::time::timeout(SILENCE_MAX, client.watch(request)).await {
         Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => return ended(conn, &status),
-        Err(_) => return silent(conn),
+        Ok(Err(status)) => return ended(conn, member, &status),
+        Err(_) => return silent(conn, member),
     };
     let mut listing = *from == 0;
     if listing && tx.send(Item::Relist).await.is_err() {
@@ -103,8 +104,8 @@ async fn session<T: DeserializeOwned + Send>(
         let event = match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
             Ok(Ok(Some(event))) => event,
             Ok(Ok(None)) => return End::Broken("closed".into()),
-            Ok(Err(status)) => return ended(conn, &status),
-            Err(_) => return silent(conn),
+            Ok(Err(status)) => return ended(conn, member, &status),
+            Err(_) => return silent(conn, member),
         };
         let revision = event.revision;
         let bookmark = event.r#type() == EventType::Bookmark;
@@ -137,20 +138,20 @@ fn item<T: DeserializeOwned>(key: &ObjectKey, event: WatchEvent, listing: &mut b
     }
 }
 
-fn ended(conn: &Connection, status: &tonic::Status) -> End {
+fn ended(conn: &Connection, member: u64, status: &tonic::Status) -> End {
     match status.code() {
         Code::OutOfRange => End::Expired,
         Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
             End::Refused(status.message().to_owned())
         }
         _ => {
-            conn.next_endpoint();
+            conn.leave(member);
             End::Broken(status.message().to_owned())
         }
     }
 }
 
-fn silent(conn: &Connection) -> End {
-    conn.next_endpoint();
+fn silent(conn: &Connection, member: u64) -> End {
+    conn.leave(member);
     End::Broken(format!("silent for {} s", SILENCE_MAX.as_secs()))
 }
