@@ -58,7 +58,7 @@ pub struct NodeIdentity {
 
 impl NodeIdentity {
     /// An identity that stands for whoever answers at `address`; only announcements go to it.
-    pub(crate) fn placeholder(address: SocketAddr) -> Self {
+    pub(crate) fn nameless(address: SocketAddr) -> Self {
         Self {
             name: String::new(),
             address,

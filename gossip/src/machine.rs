@@ -342,7 +342,7 @@ impl Gossip {
             self.swim(now, effects, |swim, outbox| {
                 // It fails only when the packet cannot be encoded, and this one holds two identities:
                 // it always can. Whoever is not reached is tried again at the next knock.
-                let _ = swim.announce(NodeIdentity::placeholder(door), outbox);
+                let _ = swim.announce(NodeIdentity::nameless(door), outbox);
             });
         }
         let period = if self.connected { ANNOUNCE_PERIOD } else { LONELY_ANNOUNCE_PERIOD };
