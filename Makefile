@@ -9,7 +9,7 @@ BIN     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 ROOT    := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,TRELLIS_CONFIG,TRELLIS_LAB_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab lab-down test test-vm bench check fmt dist release deb
+.PHONY: help build lab lab-down test test-vm bench check fmt dist release deb next
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,10 @@ release: dist ## dist, by another name
 
 deb: dist ## The same as Debian packages
 	@scripts/deb $$(ls -td $(TARGET)/dist/trellis-*/ | head -1)
+
+next: ## The same sources under the next version, as a tarball in target/next/dist: what an upgrade is tried with
+	@scripts/need build
+	@scripts/next
 
 test-vm: ## What namespaces cannot show, on VMs under emulation: up to 45 minutes, resumable (see docs/test-vm.md)
 	@scripts/need vm

@@ -49,6 +49,11 @@ done
 "$here/bin/trellis" version --client >/dev/null 2>&1 ||
     fail "$here/bin/trellis does not run here ($(uname -m)): this release is for $(cat "$here/ARCH" 2>/dev/null || echo another machine); $("$here/bin/trellis" version --client 2>&1 | head -1)"
 
+for program in $daemons; do
+    missing=$(ldd "$here/bin/$program" 2>&1 | grep 'not found' || true)
+    [ -z "$missing" ] || fail "$program lacks $(echo $missing): this machine needs glibc, libgcc and libseccomp (Debian: libgcc-s1, libseccomp2)"
+done
+
 echo "Looking at this machine:"
 # shellcheck disable=SC2086
 if ! "$here/bin/trellis" node check $roles; then

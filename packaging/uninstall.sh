@@ -2,7 +2,7 @@
 # uninstall.sh [--prefix DIR] [--purge]
 # Takes Trellis off this machine: Pods are ended, the pod network is removed from the kernel, programs and
 # units are deleted. What is kept, so that a later install goes on as the same node: /etc/trellis (keys!),
-# /var/lib/trellis and the two users that own them. --purge removes these, too.
+# /var/lib/trellis, /etc/default/trellis and the two users that own them. --purge removes these, too.
 set -eu
 
 prefix=/usr/local
@@ -64,6 +64,7 @@ gone /run/trellis
 if [ -n "$purge" ]; then
     gone /etc/trellis
     gone /var/lib/trellis
+    gone /etc/default/trellis
     gone /root/.config/trellis
     for user in trellis-netd trellis; do
         if getent passwd $user >/dev/null; then
