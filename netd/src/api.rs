@@ -13,6 +13,7 @@ use trellis_proto::api::{
     Consistency, EventType, ListRequest, Object, ObjectKey, Projection, ReportNetworkRequest, WatchRequest,
 };
 use trellis_proto::client::{Connection, MESSAGE_LIMIT_BYTES};
+use trellis_proto::patience::stretched;
 
 use crate::cluster::{Incoming, Kind};
 use crate::engine::Event;
@@ -139,7 +140,7 @@ pub async fn report(connection: Connection, node: String, applied: watch::Receiv
         period.tick().await;
         let request = ReportNetworkRequest { node: node.clone(), applied_revision: *applied.borrow() };
         let answer = connection
-            .call_within(REPORT_PERIOD * 2, |chan| {
+            .call_within(stretched(REPORT_PERIOD * 2), |chan| {
                 let request = request.clone();
                 async move { NodesClient::new(chan).report_network(request).await.map(tonic::Response::into_inner) }
             })

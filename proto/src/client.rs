@@ -266,7 +266,7 @@ impl Connection {
         F: FnMut(Chan) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
-        self.call_within(DEFAULT_DEADLINE, attempt).await
+        self.call_within(stretched(DEFAULT_DEADLINE), attempt).await
     }
 
     /// Like [`Connection::call`] with a deadline of the caller's.

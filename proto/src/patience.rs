@@ -1,8 +1,8 @@
 //! How long silence is borne. The defaults suit machines that answer within milliseconds; on one that is
 //! emulated, or starved, they would take every pause for a death. `TRELLIS_PATIENCE=N` in the environment of
 //! the daemons and the command line, the same on all machines of a cluster, makes each of these limits N times as
-//! long: HTTP/2 keepalive, connecting, Raft's heartbeat and election, gossip's probes. Failover takes as
-//! much longer.
+//! long: HTTP/2 keepalive, connecting and TLS handshakes, calls, Raft's heartbeat and election, gossip's probes,
+//! the nodes' leases. Failover takes as much longer.
 
 use std::sync::OnceLock;
 use std::time::Duration;

@@ -308,6 +308,17 @@ pub fn validity(certificate_pem: &str) -> Result<(SystemTime, SystemTime), PkiEr
     Ok((at(cert.validity().not_before), at(cert.validity().not_after)))
 }
 
+/// When a certificate was signed, by the signer's clock: its validity begins some time before.
+///
+/// # Errors
+/// [`PkiError::Malformed`].
+pub fn signed_at(certificate_pem: &str) -> Result<SystemTime, PkiError> {
+    let (from, until) = validity(certificate_pem)?;
+    // The whole is the lifetime and the quarter of it at most that `skew` puts before.
+    let whole = until.duration_since(from).unwrap_or_default();
+    Ok(from + CLOCK_SKEW.min(whole / 5))
+}
+
 /// When the holder should renew: at two thirds of the lifetime.
 ///
 /// # Errors

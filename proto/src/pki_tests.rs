@@ -57,3 +57,15 @@ fn a_seal_holds_context_version_and_every_bit() {
         assert!(open(&key, b"Secret/default/a", &sealed[..at]).is_err(), "cut at {at}");
     }
 }
+
+#[test]
+fn a_certificate_tells_when_it_was_signed() {
+    let ca = CertificateAuthority::create("home").unwrap();
+    for lifetime in [Duration::from_secs(600), Duration::from_secs(3 * 3_600), CERTIFICATE_LIFETIME] {
+        let before = SystemTime::now();
+        let made = ca.issue_for(&Identity::Agent("n1".into()), lifetime).unwrap();
+        let signed = signed_at(&made.pem).unwrap();
+        let off = signed.duration_since(before).unwrap_or_else(|e| e.duration());
+        assert!(off < Duration::from_secs(60), "{lifetime:?}: {off:?} off");
+    }
+}

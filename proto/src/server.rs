@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::identity::Identity;
+use crate::patience::stretched;
 
 /// A handshake takes two round trips; five seconds leave room for a slow machine.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -185,7 +186,7 @@ impl Acceptor {
         let tx = self.tx.clone();
         tokio::spawn(async move {
             let _slot = slot;
-            let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            let stream = match tokio::time::timeout(stretched(HANDSHAKE_TIMEOUT), tls.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => {
                     tracing::warn!(%address, %error, "refused a connection: TLS handshake failed");

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use trellis_proto::patience::stretched;
+
 /// How often agents renew. Three fit into a lease, so that two may be lost.
 pub const RENEW_EVERY: Duration = Duration::from_millis(400);
 /// How long a lease lasts. With gossip's verdict beside it a dead node is known within 2 s.
@@ -15,6 +17,16 @@ pub const LEASE_TTL: Duration = Duration::from_millis(1_200);
 /// A lease this old has missed a renewal. Nodes that died together are at most one renewal
 /// apart, so when the first one's lease ends the others' are at least this old.
 pub const OVERDUE_AFTER: Duration = Duration::from_millis(800);
+/// [`LEASE_TTL`], as patience has it: agents stretch their beat alike.
+pub fn lease_ttl() -> Duration {
+    stretched(LEASE_TTL)
+}
+
+/// [`OVERDUE_AFTER`], as patience has it.
+pub fn overdue_after() -> Duration {
+    stretched(OVERDUE_AFTER)
+}
+
 /// Most leases kept; as many nodes as a pod CIDR of /8 in /24 pieces could ever have, halved.
 pub const MAX_LEASES: usize = 32_768;
 /// A lease nobody renewed for so long, of a node that does not exist, is forgotten.
@@ -111,10 +123,10 @@ impl LeaseTable {
             if lease.instance != instance {
                 lease.instance = instance.to_owned();
             }
-            return Ok(Grant { ttl: LEASE_TTL, term, recovered });
+            return Ok(Grant { ttl: lease_ttl(), term, recovered });
         }
         self.insert(node, Lease { heard: true, instance: instance.to_owned(), ..Lease::granted(now) })?;
-        Ok(Grant { ttl: LEASE_TTL, term, recovered: true })
+        Ok(Grant { ttl: lease_ttl(), term, recovered: true })
     }
 
     /// A netd says up to which revision it has acted. Answers the smallest such revision of all
@@ -132,7 +144,7 @@ impl LeaseTable {
 
     /// The smallest applied revision of the netds of live nodes; 0 while one is unknown.
     pub fn floor(&self, now: Instant) -> u64 {
-        let alive = self.leases.values().filter(|l| now.saturating_duration_since(l.renewed_at) < LEASE_TTL);
+        let alive = self.leases.values().filter(|l| now.saturating_duration_since(l.renewed_at) < lease_ttl());
         alive.map(|l| l.applied_revision.unwrap_or(0)).min().unwrap_or(0)
     }
 

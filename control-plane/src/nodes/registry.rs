@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::leases::{LEASE_TTL, LeaseError, LeaseTable};
+use super::leases::{LeaseError, LeaseTable, lease_ttl};
 use crate::raft::{LeaderHooks, LeaseGrant};
 
 /// The leases of this member while it leads. Cheap to clone.
@@ -68,7 +68,7 @@ impl NodeRegistry {
 
 impl LeaderHooks for NodeRegistry {
     fn renew_lease(&self, node: &str, instance: &str) -> LeaseGrant {
-        let ttl_millis = u64::try_from(LEASE_TTL.as_millis()).unwrap_or(u64::MAX);
+        let ttl_millis = u64::try_from(lease_ttl().as_millis()).unwrap_or(u64::MAX);
         match self.with(|t| t.renew(node, instance, Instant::now())) {
             Ok(grant) => {
                 if grant.recovered {

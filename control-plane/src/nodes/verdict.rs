@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::gossip::{GossipView, Liveness};
-use super::leases::{LEASE_TTL, OVERDUE_AFTER};
+use trellis_proto::patience::stretched;
+
+use super::leases::{lease_ttl, overdue_after};
 
 /// An agent that fails over to another member may miss its lease by one connection timeout
 /// (0.5 + 0.5 s); only a silence longer than that makes a node NotReady that gossip sees alive.
@@ -144,7 +146,7 @@ impl Assessor {
             let next = step(track.standing, gossip, age);
             // Who is not heard yet may be turning from the dead leader to another member, which
             // takes more than one renewal. If many are lost, their leases end together.
-            let overdue = age >= OVERDUE_AFTER && self.signals.heard.contains(&node);
+            let overdue = age >= overdue_after() && self.signals.heard.contains(&node);
             if overdue || matches!(next, Standing::Dead | Standing::Silent) {
                 lost += 1;
             }
@@ -155,7 +157,7 @@ impl Assessor {
         }
         self.lost = lost;
         self.held_until = match self.held_until {
-            _ if lost * 2 > self.tracks.len() => Some(now + RETURN_HOLD),
+            _ if lost * 2 > self.tracks.len() => Some(now + stretched(RETURN_HOLD)),
             Some(until) if lost > 0 && now < until => Some(until),
             _ => None,
         };
@@ -170,8 +172,10 @@ impl Assessor {
             let age = now.saturating_duration_since(renewed);
             let marks: &[Duration] = match track.standing {
                 Standing::Dead | Standing::Silent => &[],
-                _ if anybody_lost => &[OVERDUE_AFTER, LEASE_TTL, LEASE_TTL.saturating_add(SILENT_HOLD)],
-                _ => &[LEASE_TTL, LEASE_TTL.saturating_add(SILENT_HOLD)],
+                _ if anybody_lost => {
+                    &[overdue_after(), lease_ttl(), lease_ttl().saturating_add(stretched(SILENT_HOLD))]
+                }
+                _ => &[lease_ttl(), lease_ttl().saturating_add(stretched(SILENT_HOLD))],
             };
             marks.iter().find(|m| **m > age).map(|m| renewed + *m)
         });
@@ -198,11 +202,11 @@ impl Assessor {
         let mut living = 0;
         let mut contradicted = 0;
         for node in self.tracks.keys() {
-            if self.age(node, now) < LEASE_TTL {
+            if self.age(node, now) < lease_ttl() {
                 living += 1;
                 // A node killed a moment ago still has its lease: only one that renewed lately
                 // contradicts gossip.
-                let renewed_lately = self.age(node, now) < OVERDUE_AFTER;
+                let renewed_lately = self.age(node, now) < overdue_after();
                 contradicted += usize::from(renewed_lately && view.liveness(node) == Liveness::Dead);
             }
         }
@@ -211,11 +215,11 @@ impl Assessor {
 }
 
 fn step(before: Standing, gossip: Liveness, age: Duration) -> Standing {
-    let alive = age < LEASE_TTL;
+    let alive = age < lease_ttl();
     match judge(gossip, alive) {
         // netd forgot the dead: nothing new was learnt.
         Standing::Silent if before == Standing::Dead && gossip == Liveness::Unknown => Standing::Dead,
-        Standing::Silent if before != Standing::Silent && age < LEASE_TTL + SILENT_HOLD => before,
+        Standing::Silent if before != Standing::Silent && age < lease_ttl() + stretched(SILENT_HOLD) => before,
         // An agent that died with its lease fresh may still be renewed by a packet in flight.
         other => other,
     }

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, missing_docs)]
+use super::super::leases::{LEASE_TTL, OVERDUE_AFTER};
 use super::*;
 use proptest::prelude::*;
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
+use trellis_proto::patience::stretched;
 
 use super::config::TypeConfig;
 use super::consensus::Inner;
@@ -157,7 +158,7 @@ fn answers(inner: &Inner, id: u64) -> bool {
     }
     let metrics = inner.raft.metrics().borrow_watched().clone();
     let heard = metrics.heartbeat.as_ref().and_then(|h| h.get(&id).cloned()).flatten();
-    heard.is_some_and(|at| at.elapsed() < SILENT)
+    heard.is_some_and(|at| at.elapsed() < stretched(SILENT))
 }
 
 pub(super) async fn transfer(inner: &Inner, to: u64) -> Result<(), MemberError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use tonic::Status;
+use trellis_proto::patience::stretched;
 use trellis_proto::peer::MembersRequest;
 use trellis_proto::peer::leader_client::LeaderClient;
 
@@ -46,14 +47,16 @@ impl Inner {
 /// Asks the leader; tells this member's own view, without a leader in it, when none answers.
 pub(super) async fn overview(inner: &Inner) -> Overview {
     let mut why = "no leader is known".to_owned();
-    let asked = tokio::time::timeout(ASK_WITHIN, ask(inner, &mut why)).await;
+    let asked = tokio::time::timeout(stretched(ASK_WITHIN), ask(inner, &mut why)).await;
     let note = match asked {
         Ok(Ok((leader_id, mut members))) => {
             members.sort_by_key(|m| m.member.id);
             return Overview { members, leader_id: Some(leader_id), note: None };
         }
         Ok(Err(silent)) => cut_off_text(inner.id, silent),
-        Err(_) => format!("no leader answered member {} within {} ms: {why}", inner.id, ASK_WITHIN.as_millis()),
+        Err(_) => {
+            format!("no leader answered member {} within {} ms: {why}", inner.id, stretched(ASK_WITHIN).as_millis())
+        }
     };
     let mut members = inner.members();
     members.sort_by_key(|m| m.member.id);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use trellis_proto::api::AddMemberRequest;
 use trellis_proto::client::Connection;
 use trellis_proto::file;
+use trellis_proto::patience::stretched;
 use trellis_proto::tls::{ClientTls, TlsError};
 
 use super::RunError;
@@ -84,7 +85,7 @@ async fn ask(settings: &Settings) -> Result<u64, RunError> {
             Some(others) => {
                 let request = request(settings, true);
                 let answer = others
-                    .call_within(ASK_WITHIN, |channel| {
+                    .call_within(stretched(ASK_WITHIN), |channel| {
                         let request = request.clone();
                         async move {
                             trellis_proto::api::cluster_client::ClusterClient::new(channel).add_member(request).await

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 use trellis_proto::identity::Identity;
 use trellis_proto::node_config::MemberAddress;
+use trellis_proto::patience::stretched;
 use trellis_proto::renewal::{self, Files};
 
 use super::identity::{others, request};
@@ -92,7 +93,7 @@ pub(super) async fn stay_a_member(settings: &Settings, consensus: &Consensus) {
         }
         let request = request(settings, false);
         let answer = connection
-            .call_within(ASK_WITHIN, |channel| {
+            .call_within(stretched(ASK_WITHIN), |channel| {
                 let request = request.clone();
                 async move { trellis_proto::api::cluster_client::ClusterClient::new(channel).add_member(request).await }
             })

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use trellis_proto::{client::ClusterContext, node_config::Role};
+use trellis_proto::{client::ClusterContext, node_config::Role, patience::stretched};
 
 use super::{Api, contexts};
 use crate::{
@@ -223,7 +223,7 @@ pub fn wait_ready(api: &Api, topology: &Topology, progress: &Progress) -> Result
     let all: BTreeSet<&str> =
         topology.nodes.iter().filter(|n| n.roles.contains(&Role::Worker)).map(|n| n.name.as_str()).collect();
     let mut told = BTreeSet::new();
-    wait::until("all nodes Ready", READY_LIMIT, || {
+    wait::until("all nodes Ready", stretched(READY_LIMIT), || {
         let ready = api.ready_nodes().map_err(|e| e.to_string())?;
         for name in ready.into_iter().filter(|n| all.contains(n.as_str())) {
             if told.insert(name.clone()) {

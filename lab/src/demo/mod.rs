@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde_json::Value;
+use trellis_proto::patience::stretched;
 
 use self::timeline::{Event, Watchers};
 use crate::{
@@ -111,7 +112,7 @@ impl Stage<'_> {
 
     fn wait_for_pods(&self) -> Result<Vec<Pod>> {
         let begin = Instant::now();
-        let pods = wait::until("three Ready Pods on nodes that are on", LIMIT, || {
+        let pods = wait::until("three Ready Pods on nodes that are on", stretched(LIMIT), || {
             let pods = self.pods().map_err(|e| e.to_string())?;
             if pods.len() == REPLICAS { Ok(pods) } else { Err(format!("{} of {REPLICAS} are Ready", pods.len())) }
         })?;
@@ -137,7 +138,7 @@ impl Stage<'_> {
             .address
             .parse()
             .map_err(|_| Error::Format { what: format!("the address of {}", pod.name), why: pod.address.clone() })?;
-        let answer = self.backend.http_get(from, SocketAddr::new(address, web::PORT), "/", ASK_LIMIT)?;
+        let answer = self.backend.http_get(from, SocketAddr::new(address, web::PORT), "/", stretched(ASK_LIMIT))?;
         Ok(answer.body.trim().to_owned())
     }
 
@@ -146,7 +147,7 @@ impl Stage<'_> {
         let alive = self.alive()?;
         for pod in pods {
             let from = alive.iter().find(|n| **n != pod.node).unwrap_or(&pod.node);
-            let answer = wait::until(&format!("an answer of {}", pod.name), LIMIT, || {
+            let answer = wait::until(&format!("an answer of {}", pod.name), stretched(LIMIT), || {
                 self.ask(pod, from).map_err(|e| e.to_string())
             })?;
             println!("   {from} asks {:<14} -> {answer}", pod.address);
@@ -173,14 +174,14 @@ impl Stage<'_> {
 
         let begin = Instant::now();
         self.backend.kill(&victim)?;
-        let events = watchers.until_recovered(self.api.runtime(), begin, LIMIT, lost)?;
+        let events = watchers.until_recovered(self.api.runtime(), begin, stretched(LIMIT), lost)?;
         for event in &events {
             println!("   {:>6.2} s  {}", event.after.as_secs_f64(), event.what);
         }
         let pods = self.wait_for_replacements(&victim)?;
         let from = &observers[0];
         for pod in pods.iter().filter(|p| !before.contains(p)) {
-            let answer = wait::until(&format!("an answer of {}", pod.name), LIMIT, || {
+            let answer = wait::until(&format!("an answer of {}", pod.name), stretched(LIMIT), || {
                 self.ask(pod, from).map_err(|e| e.to_string())
             })?;
             let event = Event { after: begin.elapsed(), what: format!("answering: {answer}") };
@@ -190,7 +191,7 @@ impl Stage<'_> {
     }
 
     fn wait_for_replacements(&self, victim: &str) -> Result<Vec<Pod>> {
-        wait::until("three Ready Pods elsewhere", LIMIT, || {
+        wait::until("three Ready Pods elsewhere", stretched(LIMIT), || {
             let pods: Vec<Pod> = self.pods().map_err(|e| e.to_string())?;
             let living: Vec<Pod> = pods.into_iter().filter(|p| p.node != victim).collect();
             if living.len() >= REPLICAS { Ok(living) } else { Err(format!("{} Ready", living.len())) }

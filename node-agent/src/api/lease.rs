@@ -4,6 +4,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use trellis_proto::{
     api::{RenewLeaseRequest, nodes_client::NodesClient},
     client::Connection,
+    patience::stretched,
 };
 
 /// A third of the lease's life of 1.2 s: two beats may get lost.
@@ -19,7 +20,7 @@ pub fn start(conn: Connection, node: String) -> LastBeat {
     let (tx, rx) = watch::channel(None);
     let instance = uuid::Uuid::new_v4().simple().to_string();
     tokio::spawn(async move {
-        let mut interval = tokio::time::interval(BEAT);
+        let mut interval = tokio::time::interval(stretched(BEAT));
         // After a pause of the whole process one beat is enough.
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = false;
@@ -27,7 +28,7 @@ pub fn start(conn: Connection, node: String) -> LastBeat {
             interval.tick().await;
             let request = RenewLeaseRequest { node: node.clone(), instance: instance.clone() };
             let began = tokio::time::Instant::now();
-            let call = conn.call_within(BEAT_TIMEOUT, |chan| {
+            let call = conn.call_within(stretched(BEAT_TIMEOUT), |chan| {
                 let request = request.clone();
                 async move { NodesClient::new(chan).renew_lease(request).await }
             });

@@ -3,6 +3,8 @@
 //! The keys are made and kept before the call: when its answer is lost, running the command again
 //! sends the same requests, which the server may answer again. node.json is written last.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::json;
 use trellis_proto::api::{JoinReply, JoinRequest, cluster_client::ClusterClient};
 use trellis_proto::client::Connection;
@@ -18,6 +20,10 @@ use crate::output;
 
 /// Keys and requests of a join whose answer has not come yet.
 const PENDING: &str = "pki/join-pending.json";
+
+/// How far this machine's clock may be from the control plane's. Certificates forgive an hour
+/// ([`pki::CLOCK_SKEW`]); half of it is left for clocks that drift later.
+const CLOCK_OFF: Duration = Duration::from_secs(1_800);
 
 /// Arguments of `cluster join`.
 #[derive(clap::Args, Debug, Clone)]
@@ -79,6 +85,7 @@ pub async fn run(args: &Args) -> Result<(), CliError> {
     if !told.eq_ignore_ascii_case(hash) {
         return Err(CliError::Local("the server's CA is not the one that the token names: nothing was written".into()));
     }
+    clock_agrees(&reply, SystemTime::now())?;
     store(args, &node, &pending, &reply)?;
     output::print(&format!("node {node:?} joined cluster {:?}\n", reply.cluster_name))?;
     let daemons = match (args.control_plane, args.no_worker) {
@@ -93,6 +100,24 @@ pub async fn run(args: &Args) -> Result<(), CliError> {
         eprintln!("Start {daemons} here; they wait for each other.");
     }
     Ok(())
+}
+
+/// The certificates were signed a moment ago: what this machine's clock says else is its error. It is told here,
+/// where somebody looks, rather than later by daemons that find others' certificates not valid yet.
+pub fn clock_agrees(reply: &JoinReply, now: SystemTime) -> Result<(), CliError> {
+    let signed = pki::signed_at(&reply.netd_certificate).map_err(CliError::local)?;
+    let (off, which) = match now.duration_since(signed) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(e) => (e.duration(), "behind"),
+    };
+    if off <= CLOCK_OFF {
+        return Ok(());
+    }
+    Err(CliError::Local(format!(
+        "this machine's clock is {} minutes {which} the control plane's: nothing was written; set it (`timedatectl \
+         set-ntp true`, or `date -s`) and run the same command again: the token still holds for it",
+        off.as_secs() / 60
+    )))
 }
 
 /// The CA's hash in a token `trellis.v1.<id>.<secret>.<hash>`.

@@ -102,6 +102,24 @@ fn init_refuses_nonsense() {
 }
 
 #[test]
+fn a_join_with_a_wrong_clock_is_refused_and_says_how_wrong_it_is() {
+    use std::time::{Duration, SystemTime};
+    use trellis_proto::api::JoinReply;
+    use trellis_proto::identity::Identity;
+    let ca = CertificateAuthority::create("home").unwrap();
+    let netd_certificate = ca.issue(&Identity::Netd("n2".into())).unwrap().pem;
+    let reply = JoinReply { netd_certificate, ..JoinReply::default() };
+    let (now, minute) = (SystemTime::now(), Duration::from_secs(60));
+    for right in [now, now - 20 * minute, now + 20 * minute] {
+        join::clock_agrees(&reply, right).unwrap();
+    }
+    for (wrong, words) in [(now - 61 * minute, "minutes behind"), (now + 61 * minute, "minutes ahead of")] {
+        let e = join::clock_agrees(&reply, wrong).unwrap_err().to_string();
+        assert!(e.contains(words) && e.contains("date -s"), "{e}");
+    }
+}
+
+#[test]
 fn tokens_and_servers() {
     let hash = "ab".repeat(32);
     assert_eq!(join::ca_hash(&format!("trellis.v1.id.secret.{hash}\n")).unwrap(), hash);

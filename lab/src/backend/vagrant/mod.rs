@@ -4,6 +4,8 @@
 //! VirtualBox), at once and without its ceremony; everything inside is done over ssh, whose settings
 //! Vagrant tells once. The daemons are systemd's there.
 
+mod provider;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -14,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use self::provider::{Act, Provider};
 use super::{Backend, Output, Power};
 use crate::{
     Error, Result,
@@ -32,67 +35,6 @@ const SSH_CONFIG: &str = "trellis-ssh-config";
 const PARTITION: &str = "trellis_lab_partition";
 /// As on the VMs' private network by default; VirtualBox allows no other without a word to it.
 const SUBNET: &str = "192.168.56.0/24";
-
-/// Who runs the VMs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Provider {
-    Libvirt,
-    VirtualBox,
-}
-
-/// What is done to a VM's power.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
-    On,
-    Cut,
-    Pause,
-    Resume,
-    Ask,
-}
-
-impl Provider {
-    const ALL: [Self; 2] = [Self::Libvirt, Self::VirtualBox];
-
-    /// The folder in `.vagrant/machines/NODE`.
-    fn folder(self) -> &'static str {
-        match self {
-            Self::Libvirt => "libvirt",
-            Self::VirtualBox => "virtualbox",
-        }
-    }
-
-    fn command(self, act: Act, id: &str) -> Vec<String> {
-        let words: &[&str] = match (self, act) {
-            (Self::Libvirt, Act::On) => &["virsh", "-c", "qemu:///system", "start", id],
-            (Self::Libvirt, Act::Cut) => &["virsh", "-c", "qemu:///system", "destroy", id],
-            (Self::Libvirt, Act::Pause) => &["virsh", "-c", "qemu:///system", "suspend", id],
-            (Self::Libvirt, Act::Resume) => &["virsh", "-c", "qemu:///system", "resume", id],
-            (Self::Libvirt, Act::Ask) => &["virsh", "-c", "qemu:///system", "domstate", id],
-            (Self::VirtualBox, Act::On) => &["VBoxManage", "startvm", id, "--type", "headless"],
-            (Self::VirtualBox, Act::Cut) => &["VBoxManage", "controlvm", id, "poweroff"],
-            (Self::VirtualBox, Act::Pause) => &["VBoxManage", "controlvm", id, "pause"],
-            (Self::VirtualBox, Act::Resume) => &["VBoxManage", "controlvm", id, "resume"],
-            (Self::VirtualBox, Act::Ask) => &["VBoxManage", "showvminfo", id, "--machinereadable"],
-        };
-        words.iter().map(|w| (*w).to_owned()).collect()
-    }
-
-    /// What [`Act::Ask`] prints, read.
-    fn power(self, said: &str) -> Power {
-        let word = match self {
-            Self::Libvirt => said.trim(),
-            Self::VirtualBox => {
-                let line = said.lines().find_map(|l| l.strip_prefix("VMState="));
-                line.unwrap_or_default().trim_matches('"')
-            }
-        };
-        match word {
-            "running" => Power::On,
-            "paused" => Power::Paused,
-            _ => Power::Off,
-        }
-    }
-}
 
 /// The VMs of a folder with a Vagrantfile.
 #[derive(Clone, Debug)]
@@ -155,8 +97,7 @@ impl Vagrant {
     fn machine(&self, node: &str) -> Result<Option<(Provider, String)>> {
         self.topology.node(node)?;
         Ok(Provider::ALL.into_iter().find_map(|provider| {
-            let path = self.state.join("machines").join(node).join(provider.folder()).join("id");
-            let id = fs::read_to_string(path).ok().map(|id| id.trim().to_owned())?;
+            let id = fs::read_to_string(self.id_file(node, provider)).ok().map(|id| id.trim().to_owned())?;
             (!id.is_empty()).then_some((provider, id))
         }))
     }
@@ -179,11 +120,29 @@ impl Vagrant {
         self.state.join(SSH_CONFIG)
     }
 
-    /// Vagrant takes seconds to tell them; they change when a VM is made anew.
+    /// Vagrant takes seconds to tell them; they change when a VM is made anew. It tells none if one of those that
+    /// it is asked for does not run.
     fn learn_ssh(&self) -> Result<()> {
-        let text = self.vagrant(&["ssh-config"])?;
+        let running = self.running()?;
+        let mut args = vec!["ssh-config"];
+        args.extend(running.iter().map(String::as_str));
+        let text = if running.is_empty() { String::new() } else { self.vagrant(&args)? };
         let path = self.ssh_config();
         fs::write(&path, text).map_err(Error::io(path.display().to_string()))
+    }
+
+    /// Are the settings those of this VM, and not of one that had its name before?
+    fn ssh_known(&self, node: &str) -> bool {
+        let path = self.ssh_config();
+        let host = format!("Host {node}");
+        let told = fs::read_to_string(&path).is_ok_and(|text| text.lines().any(|line| line.trim() == host));
+        let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+        let made = Provider::ALL.into_iter().find_map(|provider| changed(&self.id_file(node, provider)));
+        told && made.is_some_and(|made| changed(&path).is_some_and(|learnt| made < learnt))
+    }
+
+    fn id_file(&self, node: &str, provider: Provider) -> PathBuf {
+        self.state.join("machines").join(node).join(provider.folder()).join("id")
     }
 
     fn ssh(&self, node: &str, command: &str) -> Result<Output> {
@@ -194,7 +153,7 @@ impl Vagrant {
     }
 
     fn logged_in(&self, node: &str) -> Result<(), String> {
-        if !self.ssh_config().exists() {
+        if !self.ssh_known(node) {
             self.learn_ssh().map_err(|e| e.to_string())?;
         }
         let answer = self.ssh(node, "true").map_err(|e| e.to_string())?;
@@ -366,7 +325,7 @@ impl Backend for Vagrant {
         if self.power(node)? != Power::On {
             return Err(Error::Off { node: node.to_owned() });
         }
-        if !self.ssh_config().exists() {
+        if !self.ssh_known(node) {
             self.learn_ssh()?;
         }
         let env = env.iter().map(|(k, v)| quoted(&format!("{k}={v}")));
@@ -446,46 +405,4 @@ fn daemon_of(line: &str) -> Option<DaemonState> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_environment_describes_the_same_vms_as_the_vagrantfile() {
-        let made = topology(|_| None).unwrap();
-        assert_eq!(made.nodes.len(), 6);
-        assert_eq!(made.control_planes().count(), 3);
-        assert_eq!(made.nodes[0].address.to_string(), "192.168.56.11");
-        let small = topology(|name| match name {
-            "CONTROL_PLANES" => Some("1".to_owned()),
-            "WORKERS" => Some("0".to_owned()),
-            "SUBNET" => Some("10.9.8.0/24".to_owned()),
-            _ => None,
-        });
-        assert_eq!(small.unwrap().nodes[0].address.to_string(), "10.9.8.11");
-        assert!(topology(|name| (name == "WORKERS").then(|| "many".to_owned())).is_err());
-    }
-
-    #[test]
-    fn what_providers_say_is_understood() {
-        assert_eq!(Provider::Libvirt.power("running\n\n"), Power::On);
-        assert_eq!(Provider::Libvirt.power("paused\n"), Power::Paused);
-        assert_eq!(Provider::Libvirt.power("shut off\n"), Power::Off);
-        assert_eq!(Provider::VirtualBox.power("name=\"n1\"\nVMState=\"paused\"\n"), Power::Paused);
-        assert_eq!(Provider::VirtualBox.power("VMState=\"poweroff\"\n"), Power::Off);
-    }
-
-    #[test]
-    fn daemons_are_read_from_systemd() {
-        let state =
-            daemon_of("Result=success NRestarts=2 MainPID=812 ActiveState=active ConditionResult=yes netd").unwrap();
-        assert_eq!((state.name.as_str(), state.pid, state.restarts, state.wanted), ("netd", Some(812), 2, true));
-        let absent = "Result=success NRestarts=0 MainPID=0 ActiveState=inactive ConditionResult=no control-plane";
-        assert!(daemon_of(absent).is_none());
-    }
-
-    #[test]
-    fn words_survive_the_shell() {
-        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
-    }
-}
+mod tests;
