@@ -10,13 +10,14 @@ use tonic::{Code, Status};
 use trellis_proto::api::nodes_client::NodesClient;
 use trellis_proto::api::resources_client::ResourcesClient;
 use trellis_proto::api::{
-    Consistency, EventType, ListRequest, Object, ObjectKey, Projection, ReportNetworkRequest, WatchRequest,
+    Consistency, EventType, ListRequest, Object, ObjectKey, Projection, ReportNetworkRequest, UnroutedPeer,
+    WatchRequest,
 };
 use trellis_proto::client::{Connection, MESSAGE_LIMIT_BYTES};
 use trellis_proto::patience::stretched;
 
 use crate::cluster::{Incoming, Kind};
-use crate::engine::Event;
+use crate::engine::{Event, Unrouted};
 
 /// Bookmarks come every 5 s: a stream silent for longer hangs on a dead or deaf member.
 const SILENCE: Duration = Duration::from_secs(12);
@@ -132,13 +133,19 @@ async fn stream(connection: &Connection, kind: Kind, heard: &mut u64, events: &m
     }
 }
 
-/// Tells the leader which revision this node acted on, every second, until the engine is gone.
-pub async fn report(connection: Connection, node: String, applied: watch::Receiver<u64>, events: mpsc::Sender<Event>) {
+/// Tells the leader which revision this node acted on, and which nodes no route leads to, every second, until the engine is gone.
+pub async fn report(
+    connection: Connection,
+    node: String,
+    applied: watch::Receiver<u64>,
+    unrouted: watch::Receiver<Unrouted>,
+    events: mpsc::Sender<Event>,
+) {
     let mut period = tokio::time::interval(REPORT_PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !events.is_closed() {
         period.tick().await;
-        let request = ReportNetworkRequest { node: node.clone(), applied_revision: *applied.borrow() };
+        let request = report_of(&node, *applied.borrow(), &unrouted.borrow());
         let answer = connection
             .call_within(stretched(REPORT_PERIOD * 2), |chan| {
                 let request = request.clone();
@@ -151,6 +158,16 @@ pub async fn report(connection: Connection, node: String, applied: watch::Receiv
             }
             Err(status) => tracing::debug!(error = %status.message(), "cannot report to the control plane"),
         }
+    }
+}
+
+fn report_of(node: &str, applied_revision: u64, unrouted: &Unrouted) -> ReportNetworkRequest {
+    let peers = unrouted.peers.iter();
+    ReportNetworkRequest {
+        node: node.to_owned(),
+        applied_revision,
+        network: unrouted.network.map(|network| network.to_string()).unwrap_or_default(),
+        unrouted_peers: peers.map(|(node, ip)| UnroutedPeer { node: node.clone(), address: ip.to_string() }).collect(),
     }
 }
 

@@ -310,6 +310,13 @@ impl Cluster {
         self.pods.get(uid).is_some_and(|pod| !pod.finished)
     }
 
+    /// Whose pod CIDR it is; gossip speaks for nodes that the API has not shown yet.
+    pub fn node_of(&self, cidr: Ipv4Network, view: &View) -> Option<String> {
+        let known = self.nodes.iter().find(|(_, node)| node.pod_cidrs.contains(&cidr)).map(|(name, _)| name.clone());
+        let gossiped = || view.members.iter().find(|m| m.identity.pod_cidr == Some(cidr));
+        known.or_else(|| gossiped().map(|m| m.identity.name.clone()))
+    }
+
     /// Routes to other nodes' pod CIDRs. What the API says of a Node is the truth; gossip says
     /// who lives, and speaks for nodes that the API has not shown yet.
     ///

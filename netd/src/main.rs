@@ -288,7 +288,8 @@ async fn follow_api(
         tokio::spawn(api::follow(watches.clone(), kind, events.clone()));
     }
     tokio::spawn(renew::keep_valid(reports.clone(), credentials, pki, node.node_name.clone()));
-    tokio::spawn(api::report(reports.clone(), node.node_name.clone(), outputs.applied, events));
+    let engine::Outputs { applied, unrouted, .. } = outputs;
+    tokio::spawn(api::report(reports.clone(), node.node_name.clone(), applied, unrouted, events));
     while view.changed().await.is_ok() {
         let known = endpoints(&node, &view.borrow_and_update());
         watches.set_endpoints(known.clone());

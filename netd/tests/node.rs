@@ -425,3 +425,30 @@ fn many_pods_at_once() {
     assert!(pods[0].1.reaches(ips[29], 80));
     assert_eq!(n1.status().repairs, 0);
 }
+
+#[test]
+fn a_node_of_another_subnet_is_reported_until_it_is_not() {
+    if cannot_run("a_node_of_another_subnet_is_reported_until_it_is_not") {
+        return;
+    }
+    let (n1, n2) = TestNode::two();
+    let (a, _) = n1.attach("a", json!({}));
+    let (c, c_ip) = n2.attach("c", json!({}));
+    c.echo(80);
+    assert!(a.reaches(c_ip, 80), "positive control");
+    let told = |peers: &[(&str, &str)]| {
+        let unrouted = n1.running.as_ref().unwrap().outputs.unrouted.clone();
+        let peers: Vec<_> = peers.iter().map(|(name, ip)| ((*name).to_owned(), ip.parse().unwrap())).collect();
+        eventually("what is told of routes", S(10), || {
+            let now = unrouted.borrow().clone();
+            now.network == Some("172.30.0.11/24".parse().unwrap()) && now.peers.into_iter().eq(peers.iter().cloned())
+        });
+    };
+    told(&[]);
+    n1.change(Kind::Node, 20, node_object("n2", "172.31.0.12", "10.244.2.0/24"));
+    told(&[("n2", "172.31.0.12")]);
+    assert!(is_unreachable(&a, c_ip), "senders are told");
+    n1.change(Kind::Node, 21, node_object("n2", "172.30.0.12", "10.244.2.0/24"));
+    told(&[]);
+    assert!(a.reaches(c_ip, 80));
+}

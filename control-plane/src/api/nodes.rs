@@ -7,7 +7,12 @@ use trellis_proto::api::nodes_server::Nodes;
 use super::session::{Limits, forbidden};
 use super::status::status;
 use crate::auth::rules::{NodeRole, speaks_for};
-use crate::raft::Consensus;
+use crate::raft::{Consensus, NetworkReport};
+
+/// More unrouted peers than this are not taken from a netd; it tells of as many.
+const MAX_UNROUTED: usize = 64;
+/// Longest name or address that is taken: a node's name has as many characters at most.
+const MAX_NAME_CHARS: usize = 253;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -49,8 +54,21 @@ impl Nodes for NodesService {
             let what = format!("reporting for the network of node {:?}", r.node);
             return Err(forbidden(&caller, &what));
         }
-        let least = self.consensus.report_network(&r.node, r.applied_revision).await;
+        let report = NetworkReport {
+            applied_revision: r.applied_revision,
+            network: clipped(r.network),
+            unrouted: unrouted(r.unrouted_peers),
+        };
+        let least = self.consensus.report_network(&r.node, &report).await;
         let min_applied_revision = least.map_err(|e| status(e.into()))?;
         Ok(Response::new(api::ReportNetworkReply { min_applied_revision }))
     }
+}
+
+fn unrouted(peers: Vec<api::UnroutedPeer>) -> Vec<(String, String)> {
+    peers.into_iter().take(MAX_UNROUTED).map(|p| (clipped(p.node), clipped(p.address))).collect()
+}
+
+fn clipped(text: String) -> String {
+    if text.len() <= MAX_NAME_CHARS { text } else { text.chars().take(MAX_NAME_CHARS).collect() }
 }

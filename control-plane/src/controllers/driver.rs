@@ -129,7 +129,7 @@ impl Session<'_> {
             tokio::select! {
                 batch = watcher.next() => self.take(&batch?),
                 Some(done) = self.jobs.join_next() => self.finished(done),
-                () = self.base.registry.recovered() => look = Instant::now(),
+                () = self.base.registry.news() => look = Instant::now(),
                 _ = gossip.changed() => look = Instant::now(),
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -168,6 +168,7 @@ impl Session<'_> {
         let names: Vec<Arc<str>> = self.engine.cache().nodes.iter().map(|n| Arc::from(n.name())).collect();
         self.base.registry.adopt(names.iter());
         let gossip = self.base.gossip.current().view;
+        self.engine.on_reach(self.base.registry.reach());
         self.engine.on_signals(Signals { renewed: self.base.registry.renewals(), gossip });
     }
 

@@ -26,6 +26,7 @@ use super::work::{Origin, Work};
 use super::writer::{WriteError, Written};
 use super::{dispatch, plans, retention};
 use crate::nodes::Assessor;
+use crate::nodes::reach::{Reach, Reports};
 use crate::nodes::verdict::Signals;
 use crate::scheduler::{Decision, Scheduler, write as scheduling};
 use crate::store::{Event, Key, Stored};
@@ -91,6 +92,8 @@ pub struct Engine {
     /// Since when this leader sees a Node not Ready.
     pub(super) not_ready: HashMap<Arc<str>, Instant>,
     pub(super) assess_due: bool,
+    /// Whom each netd finds no route to.
+    pub(super) reach: Reports,
     pub(super) rng: StdRng,
     flights: HashMap<u64, Flight>,
     next_id: u64,
@@ -119,6 +122,7 @@ impl Engine {
             taints_seen: HashMap::new(),
             not_ready: HashMap::new(),
             assess_due: true,
+            reach: Reports::new(),
             rng: StdRng::seed_from_u64(seed),
             flights: HashMap::new(),
             next_id: 0,
@@ -187,6 +191,19 @@ impl Engine {
     pub fn on_signals(&mut self, signals: Signals) {
         self.assessor.set_signals(signals);
         self.assess_due = true;
+    }
+
+    /// What netds say of their routes, as it is now. Costs O(nodes).
+    pub fn on_reach(&mut self, reach: Reports) {
+        if reach == self.reach {
+            return;
+        }
+        // A node's word also changes what is held of those who cannot reach it.
+        let concerned = |name: &Arc<str>, r: &Reach| !r.unrouted.is_empty() || reach.get(name) != self.reach.get(name);
+        let both = self.reach.iter().chain(&reach);
+        let names: Vec<Arc<str>> = both.filter(|(name, r)| concerned(name, r)).map(|(name, _)| name.clone()).collect();
+        names.into_iter().for_each(|name| self.queue.add(Work::Node(name)));
+        self.reach = reach;
     }
 
     /// Plans what is due. Never plans one key twice at a time.

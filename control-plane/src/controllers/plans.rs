@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use trellis_model::Kind;
 use trellis_model::resources::is_finished;
 
@@ -43,12 +43,17 @@ fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
     let has = item.object.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref()).is_some_and(|c| !c.is_empty());
     let cidrs = if has { Vec::new() } else { engine.cidrs.allocate(name, now.mono) };
     let standing = engine.assessor.track(name).map_or(Standing::Healthy, |t| t.standing);
+    let reach = node::reach::find(name, &engine.reach, || {
+        let born = |n: &Node| n.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second());
+        engine.cache.nodes.iter().map(|n| (n.name().to_owned(), born(&n.object))).collect()
+    });
     let input = node::Input {
         node: &item,
         standing,
         not_ready_for: engine.not_ready.get(name).map(|since| now.mono.saturating_duration_since(*since)),
         suspended: engine.assessor.suspended(),
         pod_cidrs: &cidrs,
+        reach: &reach,
     };
     let mut plan = node::plan(&input, now);
     if !has && cidrs.is_empty() && !engine.config.pod_ranges.is_empty() {

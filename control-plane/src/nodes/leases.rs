@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use trellis_proto::patience::stretched;
 
+use super::reach::{Reach, Reports};
+
 /// How often agents renew. Three fit into a lease, so that two may be lost.
 pub const RENEW_EVERY: Duration = Duration::from_millis(400);
 /// How long a lease lasts. With gossip's verdict beside it a dead node is known within 2 s.
@@ -64,11 +66,12 @@ struct Lease {
     heard: bool,
     instance: String,
     applied_revision: Option<u64>,
+    reach: Option<Arc<Reach>>,
 }
 
 impl Lease {
     fn granted(now: Instant) -> Self {
-        Self { renewed_at: now, heard: false, instance: String::new(), applied_revision: None }
+        Self { renewed_at: now, heard: false, instance: String::new(), applied_revision: None, reach: None }
     }
 }
 
@@ -140,6 +143,22 @@ impl LeaseTable {
             None => self.insert(node, Lease { applied_revision: Some(applied_revision), ..Lease::granted(now) })?,
         }
         Ok(self.floor(now))
+    }
+
+    /// What a netd whose [`LeaseTable::report`] was taken says of its routes; `None`: nothing. Answers
+    /// whether that is news.
+    pub fn set_reach(&mut self, node: &str, reach: Option<Reach>) -> bool {
+        let Some(lease) = self.leases.get_mut(node) else { return false };
+        if lease.reach.as_deref() == reach.as_ref() {
+            return false;
+        }
+        lease.reach = reach.map(Arc::new);
+        true
+    }
+
+    /// What each netd says of its routes. O(nodes).
+    pub fn reach(&self) -> Reports {
+        self.leases.iter().filter_map(|(node, l)| Some((node.clone(), l.reach.clone()?))).collect()
     }
 
     /// The smallest applied revision of the netds of live nodes; 0 while one is unknown.
@@ -214,6 +233,24 @@ mod tests {
         t.renew("n2", "b", later).unwrap();
         assert_eq!(t.floor(later), 12, "n1's lease ended, it no longer holds anybody back");
         assert_eq!(t.floor(later + LEASE_TTL), 0, "nobody alive: nothing is promised");
+    }
+
+    #[test]
+    fn what_a_netd_says_of_its_routes_lasts_for_the_term() {
+        let mut t = LeaseTable::default();
+        let now = Instant::now();
+        t.begin(1);
+        let far = Reach { network: "10.0.0.0/24".into(), unrouted: [("n2".into(), "10.9.0.2".into())].into() };
+        assert!(!t.set_reach("n1", Some(far.clone())), "nobody of that name has reported");
+        t.report("n1", 1, now).unwrap();
+        assert!(t.set_reach("n1", Some(far.clone())));
+        assert!(!t.set_reach("n1", Some(far.clone())), "no news");
+        assert_eq!(t.reach().into_values().collect::<Vec<_>>(), [Arc::new(far)]);
+        assert!(t.set_reach("n1", None), "an older netd took its place");
+        assert!(t.reach().is_empty());
+        t.set_reach("n1", Some(Reach::default()));
+        t.begin(2);
+        assert!(t.reach().is_empty());
     }
 
     #[test]

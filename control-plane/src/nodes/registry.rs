@@ -1,6 +1,7 @@
 //! The lease table behind a lock, shared by the API's calls and the controllers.
 //!
-//! A renewal wakes the controllers only when it ends a gap; 1,000 nodes renewing every 400 ms
+//! A renewal wakes the controllers only when it ends a gap, a report only when it says something new
+//! of routes; 1,000 nodes renewing every 400 ms
 //! wake nobody.
 
 use std::collections::BTreeMap;
@@ -10,7 +11,8 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::leases::{LeaseError, LeaseTable, lease_ttl};
-use crate::raft::{LeaderHooks, LeaseGrant};
+use super::reach::{Reach, Reports};
+use crate::raft::{LeaderHooks, LeaseGrant, NetworkReport};
 
 /// The leases of this member while it leads. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +23,7 @@ pub struct NodeRegistry {
 #[derive(Debug, Default)]
 struct Inner {
     table: Mutex<LeaseTable>,
-    recovered: Notify,
+    news: Notify,
 }
 
 impl NodeRegistry {
@@ -50,14 +52,19 @@ impl NodeRegistry {
         self.with(|t| t.renewals())
     }
 
+    /// What each netd says of its routes.
+    pub fn reach(&self) -> Reports {
+        self.with(|t| t.reach())
+    }
+
     /// The least revision that all live netds have in their kernels.
     pub fn network_floor(&self) -> u64 {
         self.with(|t| t.floor(Instant::now()))
     }
 
-    /// Resolves when a lease that was overdue is renewed.
-    pub async fn recovered(&self) {
-        self.inner.recovered.notified().await;
+    /// Resolves when a lease that was overdue is renewed, or a netd says something new of its routes.
+    pub async fn news(&self) {
+        self.inner.news.notified().await;
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut LeaseTable) -> R) -> R {
@@ -72,7 +79,7 @@ impl LeaderHooks for NodeRegistry {
         match self.with(|t| t.renew(node, instance, Instant::now())) {
             Ok(grant) => {
                 if grant.recovered {
-                    self.inner.recovered.notify_one();
+                    self.inner.news.notify_one();
                 }
                 LeaseGrant { ttl_millis, term: grant.term }
             }
@@ -86,8 +93,17 @@ impl LeaderHooks for NodeRegistry {
         }
     }
 
-    fn report_network(&self, node: &str, applied_revision: u64) -> u64 {
-        self.with(|t| t.report(node, applied_revision, Instant::now())).unwrap_or_else(|error| {
+    fn report_network(&self, node: &str, report: NetworkReport) -> u64 {
+        let reach = (!report.network.is_empty())
+            .then(|| Reach { network: report.network, unrouted: report.unrouted.into_iter().collect() });
+        let (floor, news) = self.with(|t| {
+            let floor = t.report(node, report.applied_revision, Instant::now());
+            (floor, t.set_reach(node, reach))
+        });
+        if news {
+            self.inner.news.notify_one();
+        }
+        floor.unwrap_or_else(|error| {
             tracing::debug!(node, %error, "network report not counted");
             0
         })

@@ -11,9 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use trellis_proto::peer::leader_client::LeaderClient;
-use trellis_proto::peer::{
-    AddMember, ChangeMembersRequest, RenewLeaseRequest, ReportNetworkRequest, change_members_request::Change,
-};
+use trellis_proto::peer::{AddMember, ChangeMembersRequest, RenewLeaseRequest, change_members_request::Change};
 
 use super::config::{Tuning, TypeConfig};
 use super::machine::{Applied, Machine};
@@ -21,8 +19,8 @@ use super::network::Peers;
 use super::proposer::Proposal;
 use super::reads::{self, at_leader, at_leader_within, leader_channel};
 use super::types::{
-    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, Overview, ProposeError,
-    RaftStats,
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, NetworkReport, Overview,
+    ProposeError, RaftStats,
 };
 use super::{membership, overview, wire};
 use crate::store::{Command, Outcome, Store};
@@ -267,14 +265,14 @@ impl Consensus {
     }
 
     /// Tells the leader what a node's netd has in its kernel; answers the least of all.
-    pub async fn report_network(&self, node: &str, revision: u64) -> Result<u64, LeaderError> {
+    pub async fn report_network(&self, node: &str, report: &NetworkReport) -> Result<u64, LeaderError> {
         let inner = &self.inner;
         at_leader(inner, |leadership| async move {
             if leadership.leader_id == Some(inner.id) {
                 inner.must_lead()?;
-                return Ok(inner.hooks.report_network(node, revision));
+                return Ok(inner.hooks.report_network(node, report.clone()));
             }
-            let request = ReportNetworkRequest { node: node.to_string(), applied_revision: revision };
+            let request = wire::network_report(node, report);
             let mut client = LeaderClient::new(leader_channel(inner, &leadership)?);
             let reply = client.report_network(request).await?.into_inner();
             Ok::<_, Status>(reply.min_applied_revision)

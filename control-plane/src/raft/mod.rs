@@ -41,6 +41,6 @@ pub use server::{LeaderService, PeerServices, RaftService};
 pub use snapshots::{Draft, SnapshotFile, Snapshots, check_snapshot};
 pub use start::{Options, StartError, start};
 pub use types::{
-    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, Overview, ProposeError,
-    RaftStats,
+    LeaderError, LeaderHooks, Leadership, LeaseGrant, Member, MemberError, MemberStatus, NetworkReport, Overview,
+    ProposeError, RaftStats,
 };

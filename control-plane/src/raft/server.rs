@@ -214,7 +214,7 @@ impl Leader for LeaderService {
     ) -> Result<Response<ReportNetworkReply>, Status> {
         let request = request.into_inner();
         self.inner.must_lead()?;
-        let min_applied_revision = self.inner.hooks.report_network(&request.node, request.applied_revision);
+        let min_applied_revision = self.inner.hooks.report_network(&request.node.clone(), request.into());
         Ok(Response::new(ReportNetworkReply { min_applied_revision }))
     }
 

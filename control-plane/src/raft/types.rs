@@ -96,13 +96,24 @@ pub struct LeaseGrant {
     pub term: u64,
 }
 
+/// What a node's netd says every second.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkReport {
+    /// Every change up to this revision is in the node's kernel.
+    pub applied_revision: u64,
+    /// The node's own network; empty: the report says nothing of routes.
+    pub network: String,
+    /// Nodes whose Pods no route leads to from there: name, underlay address.
+    pub unrouted: Vec<(String, String)>,
+}
+
 /// What only the leader's memory knows; called on the leader alone. The controllers implement it.
 pub trait LeaderHooks: Send + Sync + 'static {
     /// A node's agent lives.
     fn renew_lease(&self, node: &str, instance: &str) -> LeaseGrant;
-    /// A node's netd has this revision in its kernel; answers the least revision that all
-    /// live netds have.
-    fn report_network(&self, node: &str, applied_revision: u64) -> u64;
+    /// A node's netd says how far it has come and whom no route leads to; answers the least
+    /// revision that all live netds have.
+    fn report_network(&self, node: &str, report: NetworkReport) -> u64;
 }
 
 /// Why a proposal has no outcome.

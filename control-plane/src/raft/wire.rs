@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::Status;
-use trellis_proto::peer::RaftMessage;
+use trellis_proto::peer::{RaftMessage, ReportNetworkRequest, UnroutedPeer};
 
-use super::types::MemberError;
+use super::types::{MemberError, NetworkReport};
 
 const FORMAT: u8 = 1;
 /// Largest message accepted from a member: a transaction at its limit, and room.
@@ -27,6 +27,23 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
             "a member's message has format {other}, this member reads {FORMAT}: update it"
         ))),
         None => Err(Status::invalid_argument("a member's message is empty")),
+    }
+}
+
+pub(super) fn network_report(node: &str, report: &NetworkReport) -> ReportNetworkRequest {
+    let peers = report.unrouted.iter().cloned();
+    ReportNetworkRequest {
+        node: node.to_owned(),
+        applied_revision: report.applied_revision,
+        network: report.network.clone(),
+        unrouted_peers: peers.map(|(node, address)| UnroutedPeer { node, address }).collect(),
+    }
+}
+
+impl From<ReportNetworkRequest> for NetworkReport {
+    fn from(r: ReportNetworkRequest) -> Self {
+        let unrouted = r.unrouted_peers.into_iter().map(|p| (p.node, p.address)).collect();
+        Self { applied_revision: r.applied_revision, network: r.network, unrouted }
     }
 }
 

@@ -311,7 +311,7 @@ impl Engine {
         let desired = self.desired_routes(underlay.map(|_| self.config.advertise));
         let interfaces = self.rtnl.links()?.into_iter().map(|link| (link.name, link.index)).collect();
         let actual = ActualRoutes { routes: self.rtnl.routes()?, interfaces, underlay };
-        self.tell_off_link(routes::off_link(&desired, &actual));
+        self.tell_unrouted(underlay.map(|(_, network)| network), routes::off_link(&desired, &actual));
         let steps = routes::plan(&desired, &actual);
         for step in &steps {
             tracing::debug!(%step, "route");
@@ -324,24 +324,6 @@ impl Engine {
         let repairs = if wanted_before { steps.len() as u64 } else { 0 };
         self.routes = Some(desired);
         Ok(repairs)
-    }
-}
-
-impl Engine {
-    /// Once for each node: its Pods cannot be reached, and nothing but an administrator helps.
-    fn tell_off_link(&mut self, now: BTreeMap<Ipv4Network, Ipv4Addr>) {
-        for (cidr, address) in &now {
-            if self.off_link.get(cidr) != Some(address) {
-                tracing::error!(%cidr, node = %address, own = %self.config.advertise,
-                    "a node's address is not on this node's own network: its Pods cannot be reached from here, and \
-                     senders are told so. Packets are routed, not wrapped, so all nodes need addresses of one subnet: \
-                     see --advertise-address of `trellis cluster init` and `join`");
-            }
-        }
-        for (cidr, address) in self.off_link.iter().filter(|(cidr, _)| !now.contains_key(cidr)) {
-            tracing::info!(%cidr, node = %address, "a node that could not be reached is on our network, or gone");
-        }
-        self.off_link = now;
     }
 }
 

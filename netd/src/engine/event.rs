@@ -162,6 +162,8 @@ pub struct Outputs {
     pub nodes: watch::Receiver<Vec<IpAddr>>,
     /// Every change up to here is in the kernel.
     pub applied: watch::Receiver<u64>,
+    /// Which nodes' Pods cannot be reached from here.
+    pub unrouted: watch::Receiver<super::Unrouted>,
 }
 
 /// Who this node is.

@@ -15,8 +15,10 @@ mod apply;
 mod event;
 mod pods;
 mod policies;
+mod unrouted;
 
 pub use event::{AttachedPod, Attachment, Config, EngineError, Event, Outputs, Status};
+pub use unrouted::Unrouted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -113,6 +115,7 @@ pub struct Engine {
     pod_cidr_out: watch::Sender<Option<Ipv4Network>>,
     nodes_out: watch::Sender<Vec<IpAddr>>,
     applied_out: watch::Sender<u64>,
+    unrouted_out: watch::Sender<Unrouted>,
 }
 
 /// The engine cannot start.
@@ -145,6 +148,7 @@ impl Engine {
         let (pod_cidr_out, pod_cidr) = watch::channel(ipam.as_ref().map(Ipam::cidr));
         let (nodes_out, nodes) = watch::channel(Vec::new());
         let (applied_out, applied) = watch::channel(0);
+        let (unrouted_out, unrouted) = watch::channel(Unrouted::default());
         let now = Instant::now();
         let engine = Self {
             config,
@@ -184,8 +188,9 @@ impl Engine {
             pod_cidr_out,
             nodes_out,
             applied_out,
+            unrouted_out,
         };
-        Ok((engine, Outputs { pod_cidr, nodes, applied }))
+        Ok((engine, Outputs { pod_cidr, nodes, applied, unrouted }))
     }
 
     /// Works until nobody can send events any more.

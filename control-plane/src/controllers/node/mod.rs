@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! standing   Ready             NetworkUnavailable   taints
-//! Healthy    the agent's word  False                not-ready:NoSchedule while not Ready
+//! Healthy    the agent's word  False, or by `reach`  not-ready:NoSchedule while not Ready
 //! Cut        the agent's word  True                 network-unavailable:NoSchedule
 //! Silent     False             –                    not-ready:NoSchedule, after 40 s :NoExecute
 //! Dead       Unknown           –                    unreachable:NoSchedule and :NoExecute
@@ -18,6 +18,7 @@
 
 pub mod cidr;
 pub mod evict;
+pub mod reach;
 pub mod taints;
 #[cfg(test)]
 mod tests;
@@ -58,6 +59,8 @@ pub struct Input<'a> {
     pub suspended: bool,
     /// Pod CIDRs to give it, if it has none.
     pub pod_cidrs: &'a [String],
+    /// Whether routes lead from it to all others.
+    pub reach: &'a reach::Finding,
 }
 
 /// Plans the one update that makes the Node say what is held of it.
@@ -67,7 +70,7 @@ pub fn plan(input: &Input<'_>, now: &Now) -> Plan {
     let mut node = before.clone();
     assign_cidrs(&mut node, input.pod_cidrs);
     ready_condition(&mut node, input.standing, now);
-    network_condition(&mut node, input.standing, now);
+    network_condition(&mut node, input, now);
     let wanted = taints::wanted(&node, input);
     taints::apply(&mut node, wanted, now);
     if let Some(age) = input.not_ready_for
@@ -144,8 +147,8 @@ fn restore_ready(node: &mut Node, ours: bool, now: &Now) {
     }
 }
 
-fn network_condition(node: &mut Node, standing: Standing, now: &Now) {
-    if standing == Standing::Cut {
+fn network_condition(node: &mut Node, input: &Input<'_>, now: &Now) {
+    if input.standing == Standing::Cut {
         let message =
             "Gossip declares the node dead, but its agent renews its lease: the pod network does not reach it.";
         set_condition(node, NETWORK_UNAVAILABLE, "True", CUT_REASON, message, now);
@@ -153,7 +156,12 @@ fn network_condition(node: &mut Node, standing: Standing, now: &Now) {
     }
     let list = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ours = conditions::find(list, NETWORK_UNAVAILABLE).is_some_and(|c| c.reason.as_deref() == Some(CUT_REASON));
-    if ours && standing == Standing::Healthy {
+    if input.standing != Standing::Healthy {
+        return;
+    }
+    if let Some((status, reason, message)) = reach::condition(node, input.reach) {
+        set_condition(node, NETWORK_UNAVAILABLE, status, reason, message, now);
+    } else if ours {
         set_condition(node, NETWORK_UNAVAILABLE, "False", JOINED_REASON, "Gossip reaches the node.", now);
     }
 }
@@ -187,6 +195,10 @@ fn tell(before: &Node, after: &Node, plan: &mut Plan) {
         (Some("True"), _) => plan.notes.push(note("NodeNotReady").warning()),
         (_, Some("True")) => plan.notes.push(note("NodeReady")),
         _ => {}
+    }
+    if let Some((warning, reason, message)) = reach::news(before, after) {
+        let note = Note::new(Kind::Node, after.meta(), COMPONENT, reason, message);
+        plan.notes.push(if warning { note.warning() } else { note });
     }
     let cidrs = |n: &Node| n.spec.as_ref().and_then(|s| s.pod_cidrs.clone());
     if cidrs(before) != cidrs(after) {

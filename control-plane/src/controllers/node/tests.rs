@@ -12,7 +12,7 @@ fn item(n: Node) -> Item<Node> {
 }
 
 fn next(n: &Item<Node>, standing: Standing, not_ready_for: Option<Duration>, suspended: bool) -> Node {
-    let input = Input { node: n, standing, not_ready_for, suspended, pod_cidrs: &[] };
+    let input = Input { node: n, standing, not_ready_for, suspended, pod_cidrs: &[], reach: &reach::Finding::Unknown };
     let now = Now::read();
     let plan = plan(&input, &now);
     let next = match plan.writes.as_slice() {
@@ -78,6 +78,40 @@ fn cordon_and_pressure_are_tainted_and_others_taints_are_kept() {
     conditions.push(NodeCondition { type_: "DiskPressure".into(), status: "True".into(), ..Default::default() });
     let out = next(&item(n), Standing::Healthy, None, false);
     assert_eq!(taints_of(&out), vec!["mine:NoExecute", "unschedulable:NoSchedule", "disk-pressure:NoSchedule"]);
+}
+
+#[test]
+fn a_node_without_routes_says_so_until_it_has_them() {
+    let now = Now::read();
+    let mut node = item(node("a", "4", "8Gi"));
+    let mut planned = |standing: Standing, finding: reach::Finding| {
+        let plan_of = |node: &Item<Node>| {
+            let input =
+                Input { node, standing, not_ready_for: None, suspended: false, pod_cidrs: &[], reach: &finding };
+            super::plan(&input, &now)
+        };
+        let plan = plan_of(&node);
+        if let [Write::Update { object: Object::Node(n), .. }] = plan.writes.as_slice() {
+            node = item((**n).clone());
+        }
+        let again = plan_of(&node);
+        assert!(again.writes.is_empty(), "planning again yields nothing: {again:?}");
+        let list = node.object.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let condition = conditions::find(list, NETWORK_UNAVAILABLE).cloned().unwrap_or_default();
+        let told: Vec<&str> = plan.notes.iter().map(|n| n.reason).collect();
+        (condition.status, condition.reason.unwrap_or_default(), taints_of(&node.object).len(), told.join(" "))
+    };
+    let is = |a: &str, b: &str, taints: usize, told: &str| (a.to_owned(), b.to_owned(), taints, told.to_owned());
+    let (cut, some) = (reach::Finding::CutOff("no route".into()), reach::Finding::SomeUnrouted("not all".into()));
+    let healthy = Standing::Healthy;
+    assert_eq!(planned(healthy, reach::Finding::Routed), is("", "", 0, ""), "nothing to say");
+    assert_eq!(planned(healthy, cut.clone()), is("True", "NoRouteCreated", 1, "FailedToCreateRoute"));
+    assert_eq!(planned(healthy, reach::Finding::Unknown), is("True", "NoRouteCreated", 1, ""), "a new leader");
+    assert_eq!(planned(Standing::Cut, cut.clone()), is("True", "GossipUnreachable", 1, ""));
+    assert_eq!(planned(healthy, cut), is("True", "NoRouteCreated", 1, "FailedToCreateRoute"));
+    assert_eq!(planned(healthy, some), is("False", "PeersWithoutRoute", 0, "FailedToCreateRoute"));
+    assert_eq!(planned(healthy, reach::Finding::Routed), is("False", "RouteCreated", 0, "RouteCreated"));
+    assert_eq!(planned(healthy, reach::Finding::Routed), is("False", "RouteCreated", 0, ""));
 }
 
 fn evictions(
