@@ -132,8 +132,10 @@ impl ImageStore {
         let version = folder.join("version");
         match fs::read_to_string(&version) {
             Ok(found) if found == VERSION => {}
+            // Written by a release that did not wait for the disk, and then the power was cut.
+            Ok(found) if found.is_empty() => replace(&version, VERSION.as_bytes())?,
             Ok(found) => return Err(ImageError::TooNew { path: folder.to_owned(), found: found.trim().to_owned() }),
-            Err(_) => fs::write(&version, VERSION).map_err(ImageError::io(version))?,
+            Err(_) => replace(&version, VERSION.as_bytes())?,
         }
         let index = load(folder)?;
         sweep(folder, &index)?;
@@ -332,10 +334,15 @@ pub(crate) fn parse_config(name: &str, config: &serde_json::Value) -> Result<Ima
 }
 
 fn write(path: &Path, record: &Record) -> Result<(), ImageError> {
-    let temporary = path.with_extension("tmp");
     let bytes = serde_json::to_vec(record).map_err(|e| ImageError::io(path)(e.into()))?;
+    replace(path, &bytes)
+}
+
+/// When this returns, the file is on disk, whole.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary).map_err(ImageError::io(&temporary))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(ImageError::io(&temporary))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(ImageError::io(&temporary))?;
     fs::rename(&temporary, path).map_err(ImageError::io(path))?;
     let folder = path.parent().unwrap_or(path);
     File::open(folder).and_then(|f| f.sync_all()).map_err(ImageError::io(folder))

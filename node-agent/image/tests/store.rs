@@ -255,3 +255,16 @@ fn a_full_disk_is_cleared_of_the_images_longest_unused() {
         assert_eq!(ids(), set(&[&b, &d]));
     });
 }
+
+#[test]
+fn a_version_file_that_a_power_cut_left_empty_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(ImageStore::open(dir.path(), Options::default()).unwrap());
+    let version = dir.path().join("version");
+    let whole = fs::read(&version).unwrap();
+    fs::write(&version, "").unwrap();
+    drop(ImageStore::open(dir.path(), Options::default()).unwrap());
+    assert_eq!(fs::read(&version).unwrap(), whole);
+    fs::write(&version, "99\n").unwrap();
+    assert!(matches!(ImageStore::open(dir.path(), Options::default()), Err(ImageError::TooNew { .. })));
+}

@@ -6,7 +6,7 @@
 //! [`STALE_START_AFTER`]), and nothing is removed. After it, Pods that are not in it are ended,
 //! and what belongs to no Pod (shims, folders, netd's attachments) is cleaned up.
 use super::{
-    persist::{self, PodDir},
+    persist::{self, Kept, PodDir},
     steps::{Context, sandbox},
     worker::{Mailbox, Message, Worker},
 };
@@ -77,7 +77,16 @@ impl Manager {
     async fn load(&mut self) {
         for uid in persist::known_uids(&self.ctx.data_dir) {
             let dir = PodDir::new(&self.ctx.data_dir, &uid);
-            let Some(pod) = persist::read_json::<Pod>(&dir.object()) else { continue };
+            let pod = match persist::read_kept::<Pod>(&dir.object()) {
+                Kept::Whole(pod) => pod,
+                Kept::Missing => continue,
+                Kept::Broken(why) => {
+                    let path = dir.object();
+                    tracing::error!(uid, path = %path.display(), why, "what was kept of a Pod is broken, as a power cut \
+                        leaves it: the Pod is made again from the control plane's object as soon as a member answers");
+                    continue;
+                }
+            };
             if pod.metadata.uid.as_deref() != Some(uid.as_str()) {
                 continue;
             }

@@ -3,6 +3,7 @@
 //! ([`worker`] for one Pod, [`manager`] for the set of them).
 pub mod backoff;
 pub mod event;
+pub mod keeper;
 pub mod machine;
 pub mod manager;
 pub mod persist;

@@ -1,5 +1,6 @@
 //! A Pod's files on this node's disk: the machine's state and the object it was last seen as,
-//! each replaced atomically.
+//! each replaced atomically. What a power cut may take away says each function; how the object and
+//! the final state get on disk for good: [`super::keeper`].
 use super::machine::Machine;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Serialize, de::DeserializeOwned};
@@ -7,6 +8,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+use trellis_proto::node_config::write_private;
 
 /// What went wrong with which file.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +70,8 @@ impl PodDir {
         self.0.join("etc")
     }
 
-    /// Writes the machine's state.
+    /// Writes the machine's state. What a power cut takes of it is lost with the containers it
+    /// speaks of, except how a Pod ended: see [`PodDir::sync_state`].
     pub fn save_state(&self, machine: &Machine) -> Result<(), PersistError> {
         match machine.snapshot() {
             Some(s) => write_json(&self.state(), s),
@@ -76,28 +79,68 @@ impl PodDir {
         }
     }
 
-    /// Writes the object.
-    pub fn save_object(&self, pod: &Pod) -> Result<(), PersistError> {
+    /// When this returns, the state that was written last is on disk. Waits for the disk.
+    pub fn sync_state(&self) -> Result<(), PersistError> {
+        for path in [self.state(), self.0.clone()] {
+            let synced = fs::File::open(&path).and_then(|f| f.sync_all());
+            synced.map_err(|source| PersistError { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the object, so that others find it; not durably.
+    pub fn write_object(&self, pod: &Pod) -> Result<(), PersistError> {
         write_json(&self.object(), pod)
+    }
+
+    /// Writes the object; when this returns it is on disk. Waits for the disk.
+    pub fn save_object(&self, pod: &Pod) -> Result<(), PersistError> {
+        let path = self.object();
+        let saved = serde_json::to_vec(pod).map_err(io::Error::other).and_then(|json| write_private(&path, &json));
+        saved.map_err(|source| PersistError { path, source })
     }
 }
 
-/// Reads a file that may not be there. One that cannot be parsed counts as absent, loudly: it is
-/// better to start a Pod afresh than never.
+/// What a file holds.
+#[derive(Debug)]
+pub enum Kept<T> {
+    /// What was written.
+    Whole(T),
+    /// It was never written.
+    Missing,
+    /// It is there and cannot be used, and why: a power cut left it empty or a part of it.
+    Broken(String),
+}
+
+/// Reads a file that may not be there.
+pub fn read_kept<T: DeserializeOwned>(path: &Path) -> Kept<T> {
+    match fs::read(path) {
+        Ok(bytes) if bytes.is_empty() => Kept::Broken("it is empty".to_owned()),
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => Kept::Whole(value),
+            Err(error) => Kept::Broken(format!("its {} bytes are not what this agent writes: {error}", bytes.len())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::Missing,
+        Err(error) => Kept::Broken(error.to_string()),
+    }
+}
+
+/// The same where a broken file counts as none, loudly: it is better to start a Pod afresh than
+/// never.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
-    match serde_json::from_slice(&bytes) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::error!(path = %path.display(), %error, "not what this agent writes: ignored");
+    match read_kept(path) {
+        Kept::Whole(value) => Some(value),
+        Kept::Missing => None,
+        Kept::Broken(why) => {
+            tracing::error!(path = %path.display(), why, "a file kept of a Pod is broken, as a power cut leaves it: \
+                going on without it");
             None
         }
     }
 }
 
-/// Replaces a file as a whole. Not fsynced: what a power cut takes away here is found out again
-/// from the control plane, and containers died with the power anyway.
-pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), PersistError> {
+/// Replaces a file as a whole for whoever reads it; not durably.
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), PersistError> {
     let fail = |source| PersistError { path: path.to_owned(), source };
     let bytes = serde_json::to_vec(value).map_err(|e| fail(io::Error::other(e)))?;
     if let Some(parent) = path.parent() {
@@ -112,4 +155,31 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), PersistErr
 pub fn known_uids(data: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(data.join("pods")) else { return Vec::new() };
     entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn a_file_is_whole_missing_or_broken_and_a_broken_one_is_replaced() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = PodDir::new(data.path(), "u");
+        let pod =
+            Pod { metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta::default(), ..Pod::default() };
+        assert!(matches!(read_kept::<Pod>(&dir.object()), Kept::Missing));
+        dir.save_object(&pod).unwrap();
+        assert!(matches!(read_kept::<Pod>(&dir.object()), Kept::Whole(found) if found == pod));
+        let whole = fs::read(dir.object()).unwrap();
+        for (left, why) in [(&whole[..0], "it is empty"), (&whole[..whole.len() / 2], "bytes are not what this agent")]
+        {
+            fs::write(dir.object(), left).unwrap();
+            let Kept::Broken(found) = read_kept::<Pod>(&dir.object()) else { panic!("{left:?}") };
+            assert!(found.contains(why), "{found}");
+            assert!(read_json::<Pod>(&dir.object()).is_none());
+            dir.save_object(&pod).unwrap();
+            assert!(matches!(read_kept::<Pod>(&dir.object()), Kept::Whole(_)));
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod perform;
 
 use super::{
     event::{Event, Now, ProbeKind},
+    keeper::Keeper,
     machine::{Condition, Machine, ShimContainer, ShimReport, State},
     persist::{PodDir, read_json},
     plan::{PodPlan, seconds},
@@ -58,6 +59,7 @@ pub struct Worker {
     ctx: Arc<Context>,
     pod: Arc<Pod>,
     dir: PodDir,
+    keeper: Keeper,
     machine: Machine,
     shim: Shim,
     tx: Mailbox,
@@ -121,6 +123,7 @@ impl Worker {
         let adopted = report.is_some();
         let mut worker = Self {
             ctx,
+            keeper: Keeper::new(dir.clone(), pod.clone()),
             pod,
             dir,
             machine,
@@ -279,13 +282,18 @@ impl Worker {
         }
     }
 
-    fn save_object(&self) {
+    /// Keeps the object for a start without the control plane.
+    fn save_object(&mut self) {
         if self.machine.is_removing() {
             return;
         }
-        if let Err(error) = self.dir.save_object(&self.pod) {
-            tracing::error!(pod = %self.label(), %error, "cannot keep the Pod's object: it will not start without the control plane");
-        }
+        let taken = self.keeper.take(self.pod.clone());
+        let (keeper, label) = (self.keeper.clone(), self.label());
+        self.tasks.spawn(async move {
+            if let Err(error) = taken.and(keeper.keep_object().await) {
+                tracing::error!(pod = %label, %error, "cannot keep the Pod's object: it will not start without the control plane");
+            }
+        });
     }
 
     fn report(&mut self) {

@@ -2,6 +2,7 @@
 use super::{
     super::{
         event::{Effect, Event, ProbeKind, StopKind},
+        machine::Phase,
         steps::{self, probe, volumes},
     },
     Message, Worker,
@@ -38,6 +39,9 @@ impl Worker {
             Effect::Persist => {
                 if let Err(error) = self.dir.save_state(&self.machine) {
                     tracing::error!(pod = %self.label(), %error, "cannot keep the Pod's state: an agent restart may lose exit codes");
+                }
+                if matches!(self.machine.phase(), Phase::Succeeded | Phase::Failed) {
+                    self.keep_end();
                 }
             }
             Effect::ReportStatus => self.report(),
@@ -186,10 +190,28 @@ impl Worker {
         self.probes.entry(container.to_owned()).or_default().push(task);
     }
 
+    /// A Pod that is over must not run once more because a power cut took the word of its end.
+    fn keep_end(&mut self) {
+        let (keeper, label) = (self.keeper.clone(), self.label());
+        self.tasks.spawn(async move {
+            if let Err(error) = keeper.keep_state().await {
+                tracing::error!(pod = %label, %error, "cannot keep the Pod's end: after a power cut it may run once more");
+            }
+        });
+    }
+
     fn cleanup(&mut self, keep_logs: bool) {
         for task in [self.refresher.take(), self.events.take()].into_iter().flatten() {
             task.abort();
         }
-        self.step(move |s| Box::pin(steps::sandbox::cleanup(s, keep_logs)));
+        let keeper = self.keeper.clone();
+        self.step(move |s| {
+            Box::pin(async move {
+                if !keep_logs {
+                    keeper.close().await;
+                }
+                steps::sandbox::cleanup(s, keep_logs).await
+            })
+        });
     }
 }
