@@ -90,30 +90,59 @@ async fn a_dead_leader_is_replaced_and_nothing_is_lost() {
     assert!(cluster.node(leader).store().get(&key("after")).is_some());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_member_back_from_a_partition_raises_no_term() {
-    let cluster = Cluster::new(3, calm()).await;
+/// What a partition did to the terms: the leader's before it, the lonely member's at its end, and
+/// that of the leader whom all follow afterwards.
+struct Terms {
+    before: u64,
+    lonely: u64,
+    after: u64,
+    same_leader: bool,
+}
+
+/// Cuts a member off and lets it back. `ends` is asked again and again: with how much the lonely
+/// one's term has grown, and for how long it has been lonely.
+async fn cut_off_and_back(pre_vote: bool, mut ends: impl FnMut(u64, Duration) -> bool) -> Terms {
+    let cluster = Cluster::new(3, Tuning { pre_vote, ..calm() }).await;
     let leader = cluster.leader(&[1, 2, 3]).await;
     let away = (1..=3).find(|id| *id != leader).unwrap();
     let before = cluster.node(leader).leadership().borrow().term;
     cluster.isolate(away, true);
-    // Long enough for several election timeouts over there.
-    let lonely = tokio::time::Instant::now() + Duration::from_secs(8);
+    let alone = tokio::time::Instant::now();
     let mut i = 0;
-    while tokio::time::Instant::now() < lonely {
-        cluster.node(leader).propose(put(&format!("p{i}"), "v")).await.unwrap();
+    loop {
+        within("a write", SOON, cluster.node(leader).propose(put(&format!("p{i}"), "v"))).await.unwrap();
+        if ends(cluster.node(away).stats().term - before, alone.elapsed()) {
+            break;
+        }
         i += 1;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(cluster.node(away).stats().term, before, "pre-vote keeps the lonely member's term");
+    let lonely = cluster.node(away).stats().term;
     cluster.isolate(away, false);
-    let last = key(&format!("p{}", i - 1));
-    eventually("it hears the leader again", SOON, || cluster.node(away).store().get(&last)).await;
+    let last = key(&format!("p{i}"));
+    eventually("it hears a leader again", SOON, || cluster.node(away).store().get(&last)).await;
     within("it reads again", SOON, cluster.node(away).read_barrier()).await.unwrap();
-    for id in 1..=3 {
-        let seen = cluster.node(id).leadership().borrow().clone();
-        assert_eq!((seen.term, seen.leader_id), (before, Some(leader)), "nobody was disturbed");
-    }
+    let now = cluster.leader(&[1, 2, 3]).await;
+    let after = cluster.node(now).leadership().borrow().term;
+    Terms { before, lonely, after, same_leader: now == leader }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_back_from_a_partition_raises_no_term() {
+    // The control: without a pre-vote it stands for election again and again, and the term that it
+    // brings back unseats the leader.
+    let mut enough = Duration::ZERO;
+    let control = cut_off_and_back(false, |grown, alone| {
+        enough = alone;
+        assert!(alone < SOON * 2, "it does not stand for election: this proves nothing");
+        grown >= 3
+    });
+    let control = control.await;
+    assert!(control.lonely >= control.before + 3 && control.after >= control.lonely, "the control");
+    // It is cut off for as long as it took to stand three times.
+    let with = cut_off_and_back(true, |_, alone| alone > enough).await;
+    assert_eq!(with.lonely, with.before, "pre-vote keeps the lonely member's term");
+    assert_eq!((with.after, with.same_leader), (with.before, true), "nobody was disturbed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -330,34 +359,67 @@ async fn members_are_added_and_removed_safely() {
     .await;
 }
 
+/// A write lies on the leader and one of two others. That one is restarted, with its disk or
+/// without; the leader is away for a while, and the third one, which knows nothing of the write,
+/// asks for votes.
+struct TwoLeft {
+    cluster: Cluster,
+    leader: u64,
+    behind: u64,
+    restarted: u64,
+    asked_before: u64,
+}
+
+impl TwoLeft {
+    async fn new(wipe: bool) -> Self {
+        let mut cluster = Cluster::new(3, calm()).await;
+        let leader = cluster.leader(&[1, 2, 3]).await;
+        let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+        let (behind, restarted) = (rest[0], rest[1]);
+        cluster.stop(behind).await;
+        within("a write", SOON, cluster.node(leader).propose(put("precious", "v"))).await.unwrap();
+        cluster.stop(restarted).await;
+        cluster.stop(leader).await;
+        if wipe {
+            cluster.wipe(restarted);
+        }
+        let asked_before = cluster.asked(restarted, "PreVote");
+        cluster.start(restarted).await;
+        cluster.start(behind).await;
+        Self { cluster, leader, behind, restarted, asked_before }
+    }
+
+    /// How often the member without the write has asked the other one for its vote.
+    fn asked(&self) -> u64 {
+        self.cluster.asked(self.restarted, "PreVote") - self.asked_before
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_that_lost_its_disk_elects_nobody_who_lacks_acknowledged_writes() {
-    let mut cluster = Cluster::new(3, calm()).await;
-    let leader = cluster.leader(&[1, 2, 3]).await;
-    let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
-    let (behind, wiped) = (rest[0], rest[1]);
-    cluster.stop(behind).await;
-    within("a write", SOON, cluster.node(leader).propose(put("precious", "v"))).await.unwrap();
-    // The write is on the leader's and on the other one's disk. Now that disk is lost, and the
-    // leader is away for a while: the two that answer know nothing of it.
-    cluster.stop(wiped).await;
-    cluster.stop(leader).await;
-    cluster.wipe(wiped);
-    cluster.start(wiped).await;
-    cluster.start(behind).await;
-    let patience = tokio::time::Instant::now() + Duration::from_secs(6);
-    while tokio::time::Instant::now() < patience {
-        for id in [behind, wiped] {
-            assert!(!cluster.node(id).leadership().borrow().is_leader, "{id} leads without the write");
+    // The control: with its disk kept it has the write, and the two elect it.
+    let kept = TwoLeft::new(false).await;
+    let elected = kept.cluster.leader(&[kept.behind, kept.restarted]).await;
+    assert_eq!(elected, kept.restarted, "the one that has the write");
+    within("a read", SOON, kept.cluster.node(elected).read_barrier()).await.unwrap();
+    assert!(kept.cluster.node(elected).store().get(&key("precious")).is_some());
+    drop(kept);
+
+    let mut lost = TwoLeft::new(true).await;
+    eventually("the one without the write asks for votes, several times", SOON * 3, || {
+        for id in [lost.behind, lost.restarted] {
+            assert!(!lost.cluster.node(id).leadership().borrow().is_leader, "{id} leads without the write");
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    cluster.start(leader).await;
+        (lost.asked() >= 4).then_some(())
+    })
+    .await;
+    let cluster = &mut lost.cluster;
+    cluster.start(lost.leader).await;
     for id in 1..=3 {
         within("it reads", SOON * 2, cluster.node(id).read_barrier()).await.unwrap();
         assert!(cluster.node(id).store().get(&key("precious")).is_some(), "on {id}");
     }
     // Caught up, the wiped one votes again.
-    cluster.stop(leader).await;
-    cluster.leader(&rest).await;
+    cluster.stop(lost.leader).await;
+    cluster.leader(&[lost.behind, lost.restarted]).await;
 }

@@ -60,6 +60,8 @@ pub struct Tuning {
     pub segment_bytes: u64,
     /// Entries kept in memory beside those not on disk yet, in bytes.
     pub cache_bytes: usize,
+    /// Elections are preceded by a pre-vote. Only tests turn it off, to see what it prevents.
+    pub pre_vote: bool,
     /// How long a proposal or a read is tried.
     pub deadline: Duration,
     /// How long a new member may take to catch up.
@@ -81,6 +83,7 @@ impl Default for Tuning {
             segment_bytes: 16 * 1024 * 1024,
             // Followers in step read what was just appended.
             cache_bytes: 8 * 1024 * 1024,
+            pre_vote: true,
             // Three failovers.
             deadline: Duration::from_secs(5),
             // 1.5 GB at 25 MB/s.
@@ -100,7 +103,7 @@ impl Tuning {
             heartbeat_interval: millis(self.heartbeat),
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
-            enable_pre_vote: Some(true),
+            enable_pre_vote: Some(self.pre_vote),
             // A restarted leader must stand for election again. Entries go to followers while
             // they are still on their way to the leader's own disk: restored in its old term,
             // it would reuse the indexes of those that a majority holds and it has lost, and

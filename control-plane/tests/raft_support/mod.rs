@@ -17,7 +17,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Server};
 use trellis_control_plane::raft::disk::{Disk, RealDisk};
-use trellis_control_plane::raft::{Consensus, Dialer, LeaderHooks, LeaseGrant, Member, Options, Tuning, start};
+use trellis_control_plane::raft::{
+    Consensus, Dialer, LeaderHooks, LeaseGrant, Member, NetworkReport, Options, Tuning, start,
+};
 use trellis_control_plane::store::{Command, Index, Key, Op, Store, Stored, When};
 
 /// Plain TCP to wherever `routes` says an address really is.
@@ -49,13 +51,16 @@ impl LeaderHooks for NoHooks {
     fn renew_lease(&self, node: &str, _instance: &str) -> LeaseGrant {
         LeaseGrant { ttl_millis: 1_200, term: node.len() as u64 }
     }
-    fn report_network(&self, _node: &str, applied_revision: u64) -> u64 {
-        applied_revision
+    fn report_network(&self, _node: &str, report: NetworkReport) -> u64 {
+        report.applied_revision
     }
 }
 
 /// Where a member listens just now; another port after each start.
 type Listening = Arc<Mutex<Option<SocketAddr>>>;
+
+/// How often a member was asked what, by its id and the method's name.
+type Asked = Arc<Mutex<BTreeMap<(u64, String), u64>>>;
 
 /// A link that carries bytes until it is cut; a cut one carries nothing and closes nothing.
 async fn proxy(to: Listening, cut: watch::Receiver<bool>) -> SocketAddr {
@@ -124,6 +129,7 @@ pub struct Cluster {
     pub disk: Arc<dyn Disk>,
     dirs: TempDir,
     listening: BTreeMap<u64, Listening>,
+    asked: Asked,
     cuts: BTreeMap<(u64, u64), watch::Sender<bool>>,
     dialers: BTreeMap<u64, PlainDialer>,
 }
@@ -164,6 +170,7 @@ impl Cluster {
             disk: Arc::new(RealDisk),
             dirs: TempDir::new().unwrap(),
             listening,
+            asked: Asked::default(),
             cuts,
             dialers,
         }
@@ -182,6 +189,12 @@ impl Cluster {
             tuning: self.tuning.clone(),
         };
         let (consensus, services) = start(options, Store::default()).await.unwrap();
+        let asked = self.asked.clone();
+        let count = tower::util::MapRequestLayer::new(move |request: http::Request<tonic::body::Body>| {
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            *asked.lock().unwrap().entry((id, method)).or_default() += 1;
+            request
+        });
         let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (ready, bound) = tokio::sync::oneshot::channel();
         server.spawn(async move {
@@ -194,6 +207,7 @@ impl Cluster {
                 .http2_keepalive_timeout(Some(Duration::from_millis(500)))
                 .initial_stream_window_size(4 << 20)
                 .initial_connection_window_size(16 << 20)
+                .layer(count)
                 .add_service(services.raft)
                 .add_service(services.leader)
                 .serve_with_incoming(incoming)
@@ -217,6 +231,11 @@ impl Cluster {
     pub fn wipe(&self, id: u64) {
         let dir = self.dirs.path().join(format!("member-{id}"));
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// How often a member was asked this, over all its starts.
+    pub fn asked(&self, id: u64, method: &str) -> u64 {
+        self.asked.lock().unwrap().get(&(id, method.to_owned())).copied().unwrap_or(0)
     }
 
     pub fn node(&self, id: u64) -> &Consensus {
