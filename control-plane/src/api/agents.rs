@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{Stream, StreamExt as _, stream};
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use trellis_model::k8s_openapi::api::core::v1::Pod;
 use trellis_model::{Kind, Object};
 use trellis_proto::identity::agent_server_name;
@@ -56,7 +55,7 @@ impl Agents {
     /// The agent of a Pod's node.
     ///
     /// # Errors
-    /// NOT_FOUND for the Pod or its Node, FAILED_PRECONDITION when it is not scheduled.
+    /// NOT_FOUND for the Pod or its Node, INVALID_ARGUMENT when it is not scheduled.
     pub async fn of_pod(&self, namespace: &str, name: &str) -> Result<PodAgent, Status> {
         self.ops.backend().read_barrier().await.map_err(status)?;
         let object = self.read(&Target::new(Kind::Pod, namespace, name))?;
@@ -65,7 +64,7 @@ impl Agents {
         };
         let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
         if node.is_empty() {
-            return Err(status(ApiError::Precondition(format!(
+            return Err(status(ApiError::BadRequest(format!(
                 "pod {name} does not have a host assigned: it is not scheduled yet (see `trellis \
                  describe pod {name} -n {namespace}`)"
             ))));
@@ -139,20 +138,6 @@ pub fn explain(node: &str, refused: Status) -> Status {
          nodes`)",
         refused.message()
     )))
-}
-
-/// The first message, changed, and then the others as they come. Where the client's connection
-/// breaks, the stream stalls instead of ending: its end would tell the agent that all of it came.
-/// The broken call is dropped anyhow, and the agent then sees a cancelled one.
-pub fn onward<T: Send + 'static>(first: T, rest: Streaming<T>) -> impl Stream<Item = T> + Send + 'static {
-    let rest = stream::unfold(rest, |mut rest| async move {
-        match rest.next().await {
-            Some(Ok(message)) => Some((message, rest)),
-            Some(Err(_)) => std::future::pending().await,
-            None => None,
-        }
-    });
-    stream::once(std::future::ready(first)).chain(rest)
 }
 
 /// The container that a call means: the one named, or the only one.

@@ -6,7 +6,8 @@ use trellis_proto::api;
 use trellis_proto::api::images_client::ImagesClient;
 use trellis_proto::api::images_server::Images;
 
-use super::agents::{Agents, explain, onward};
+use super::agents::{Agents, explain};
+use super::onward;
 use super::ops::ApiError;
 use super::session::Limits;
 use super::status::status;
@@ -52,7 +53,8 @@ impl Images for ImagesService {
         };
         let node = first.node.clone();
         let channel = self.agents.of_node(&node).await?;
-        ImagesClient::new(channel).import(onward(first, input)).await.map_err(|e| explain(&node, e))
+        let (channel, _guard) = onward::breakable(channel);
+        ImagesClient::new(channel).import(onward::messages(first, input)).await.map_err(|e| explain(&node, e))
     }
 
     /// Of one node, or, when none is named, of all that answer.

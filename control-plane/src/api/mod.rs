@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod images;
 pub mod names;
 pub mod nodes;
+mod onward;
 pub mod ops;
 pub mod oversize;
 pub mod pods;

@@ -10,9 +10,10 @@ use trellis_proto::api;
 use trellis_proto::api::pods_client::PodsClient;
 use trellis_proto::api::pods_server::Pods;
 
-use super::agents::{Agents, container, explain, onward};
+use super::agents::{Agents, container, explain};
+use super::onward;
 use super::ops::ApiError;
-use super::session::{Limits, Permit};
+use super::session::Limits;
 use super::status::status;
 
 /// The service.
@@ -31,10 +32,10 @@ impl PodsService {
     }
 }
 
-/// Passes the agent's answers on, holding the caller's place.
-fn pass<T: Send + 'static>(node: String, from: Streaming<T>, permit: Permit) -> Boxed<T> {
+/// Passes the agent's answers on, holding the caller's place and what else lasts as long as they.
+fn pass<T: Send + 'static>(node: String, from: Streaming<T>, held: impl Send + 'static) -> Boxed<T> {
     Box::pin(from.map(move |message| {
-        let _held = &permit;
+        let _held = &held;
         message.map_err(|e| explain(&node, e))
     }))
 }
@@ -71,9 +72,10 @@ impl Pods for PodsService {
         let api::ExecStart { namespace, pod, container, .. } = &start;
         tracing::info!(%caller, %namespace, %pod, %container, node = %agent.node, "exec");
         let first = api::ExecInput { input: Some(api::exec_input::Input::Start(start)) };
-        let answer = PodsClient::new(agent.channel).exec(onward(first, input)).await;
+        let (channel, guard) = onward::breakable(agent.channel);
+        let answer = PodsClient::new(channel).exec(onward::messages(first, input)).await;
         let from = answer.map_err(|e| explain(&agent.node, e))?.into_inner();
-        Ok(Response::new(pass(agent.node, from, permit)))
+        Ok(Response::new(pass(agent.node, from, (permit, guard))))
     }
 
     type PortForwardStream = Boxed<api::PortForwardData>;
@@ -89,8 +91,9 @@ impl Pods for PodsService {
             return Err(missing("the start of the forward"));
         };
         let agent = self.agents.of_pod(&start.namespace, &start.pod).await?;
-        let answer = PodsClient::new(agent.channel).port_forward(onward(first, input)).await;
+        let (channel, guard) = onward::breakable(agent.channel);
+        let answer = PodsClient::new(channel).port_forward(onward::messages(first, input)).await;
         let from = answer.map_err(|e| explain(&agent.node, e))?.into_inner();
-        Ok(Response::new(pass(agent.node, from, permit)))
+        Ok(Response::new(pass(agent.node, from, (permit, guard))))
     }
 }

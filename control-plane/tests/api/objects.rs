@@ -131,7 +131,7 @@ async fn a_pod_without_a_node_or_an_agent_is_told_plainly() {
     unbound["spec"]["nodeSelector"] = json!({"no": "where"});
     create(&admin, "Pod", &unbound).await.unwrap();
     let refused = admin.pods().logs(logs("a", "")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("does not have a host assigned"), "{refused}");
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n9"},
         "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.9"}]}});

@@ -84,6 +84,12 @@ impl Drop for Guard {
     }
 }
 
+async fn killed(shim: &Shim, exec_id: u64) {
+    if let Err(error) = shim.signal_exec(exec_id, 9).await {
+        tracing::debug!(exec_id, %error, "a process whose caller went away has ended by itself");
+    }
+}
+
 async fn finish(mut guard: Guard, tx: &Tx) {
     let output = match guard.shim.wait_exec(guard.exec_id).await {
         Ok(exit) => Ok(ExecOutput { output: Some(Output::ExitCode(exit.code)) }),
@@ -109,6 +115,7 @@ async fn pipes(shim: Shim, exec: Exec, start: &ExecStart, input: Streaming<ExecI
     let err = tokio::spawn(copy_out(receiver(err_read.into())?, tx.clone(), Output::Stderr));
     let write = in_write.map(|fd| nonblocking(fd).and_then(|fd| pipe::Sender::from_owned_fd(fd).map_err(refused)));
     let feed = tokio::spawn(copy_in(write.transpose()?, input));
+    let shim = guard.shim.clone();
     tokio::spawn(async move {
         let waited = async {
             let exit = guard.shim.wait_exec(guard.exec_id).await;
@@ -120,7 +127,8 @@ async fn pipes(shim: Shim, exec: Exec, start: &ExecStart, input: Streaming<ExecI
         };
         tokio::select! {
             () = waited => {}
-            () = tx.closed() => {}
+            // Before its input ends: it must not take that for all.
+            () = tx.closed() => killed(&shim, exec_id).await,
         }
         feed.abort();
     });
@@ -148,8 +156,15 @@ async fn copy_out(mut from: pipe::Receiver, tx: Tx, wrap: fn(Bytes) -> Output) {
     }
 }
 
+/// A caller that went away has not said that this was all: the program must not take it for that
+/// before it is killed, so the pipe stays open until then.
 async fn copy_in(mut to: Option<pipe::Sender>, mut input: Streaming<ExecInput>) {
-    while let Ok(Some(message)) = input.message().await {
+    loop {
+        let message = match input.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(_) => std::future::pending().await,
+        };
         match message.input {
             Some(Input::Stdin(data)) => {
                 if let Some(pipe) = &mut to
@@ -195,6 +210,7 @@ async fn terminal(shim: Shim, exec: Exec, mut input: Streaming<ExecInput>, tx: T
             }
         }
     });
+    let shim = guard.shim.clone();
     tokio::spawn(async move {
         let waited = async {
             drop(guard.shim.wait_exec(guard.exec_id).await);
@@ -203,7 +219,8 @@ async fn terminal(shim: Shim, exec: Exec, mut input: Streaming<ExecInput>, tx: T
         };
         tokio::select! {
             () = waited => {}
-            () = tx.closed() => {}
+            // Before its input ends: it must not take that for all.
+            () = tx.closed() => killed(&shim, exec_id).await,
         }
         feed.abort();
     });

@@ -70,7 +70,7 @@ impl Task {
         let attempt = match (request.previous, last) {
             (false, last) => last,
             (true, 0) => {
-                return Err(Status::not_found(format!(
+                return Err(Status::invalid_argument(format!(
                     "previous terminated container {name:?} in pod {:?} not found",
                     request.pod
                 )));
