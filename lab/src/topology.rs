@@ -32,6 +32,7 @@ struct File {
     control_planes: Option<usize>,
     workers: Option<usize>,
     pod_cidr: Option<Ipv4Network>,
+    certificate_lifetime: Option<String>,
     insecure_registries: Vec<String>,
     nodes: Vec<FileNode>,
 }
@@ -57,6 +58,9 @@ pub struct Topology {
     pub subnet: Ipv4Network,
     /// Where Pods get their addresses from; the cluster's own default when absent.
     pub pod_cidr: Option<Ipv4Network>,
+    /// How long certificates live, as `trellis cluster init` takes it; its default when absent.
+    #[serde(default)]
+    pub certificate_lifetime: Option<String>,
     /// Registries that nodes speak plain HTTP to.
     #[serde(default)]
     pub insecure_registries: Vec<String>,
@@ -157,8 +161,14 @@ impl Topology {
             let roles = node.roles.unwrap_or_else(|| vec![Role::Worker]);
             nodes.push(Node { name: node.name, roles, address, labels: node.labels });
         }
-        let topology =
-            Self { name, subnet, pod_cidr: file.pod_cidr, insecure_registries: file.insecure_registries, nodes };
+        let topology = Self {
+            name,
+            subnet,
+            pod_cidr: file.pod_cidr,
+            certificate_lifetime: file.certificate_lifetime,
+            insecure_registries: file.insecure_registries,
+            nodes,
+        };
         topology.check()?;
         Ok(topology)
     }

@@ -48,15 +48,16 @@ struct Sight {
 }
 
 /// Milliseconds since the create was sent.
-struct Start {
+pub(super) struct Start {
     stored: f64,
     bound: f64,
     running: f64,
-    answered: f64,
+    /// The first packet came back.
+    pub(super) answered: f64,
 }
 
 /// A client of the bench: a connection, and the watch on it.
-struct Client {
+pub(super) struct Client {
     runtime: Runtime,
     connection: Connection,
     sights: mpsc::Receiver<Sight>,
@@ -111,7 +112,7 @@ fn tell(bench: &mut Bench<'_>, singles: &[Start], rounds: Vec<f64>) {
 
 impl Client {
     /// Connects and watches; returns when all that exists has been told.
-    fn open(bench: &Bench<'_>) -> Result<Self> {
+    pub(super) fn open(bench: &Bench<'_>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -123,7 +124,8 @@ impl Client {
         Ok(Self { runtime, connection, sights })
     }
 
-    fn one(&mut self, bench: &Bench<'_>, from: &str, name: &str) -> Result<Start> {
+    /// One Pod, until it answers a machine.
+    pub(super) fn one(&mut self, bench: &Bench<'_>, from: &str, name: &str) -> Result<Start> {
         let begin = Instant::now();
         let millis = |at: Instant| at.duration_since(begin).as_secs_f64() * 1e3;
         self.runtime.block_on(create(self.connection.clone(), name.to_owned()))?;
@@ -152,7 +154,7 @@ impl Client {
     }
 
     /// Seconds until all are Running.
-    fn many(&mut self, prefix: &str) -> Result<f64> {
+    pub(super) fn many(&mut self, prefix: &str) -> Result<f64> {
         let begin = Instant::now();
         let creates: Vec<_> =
             (0..AT_ONCE).map(|i| self.runtime.spawn(create(self.connection.clone(), format!("{prefix}{i}")))).collect();

@@ -106,6 +106,9 @@ fn init(backend: &dyn Backend, node: &Node) -> Result<()> {
     if let Some(cidr) = topology.pod_cidr {
         argv.extend(["--pod-cidr".to_owned(), cidr.to_string()]);
     }
+    if let Some(lifetime) = &topology.certificate_lifetime {
+        argv.extend(["--certificate-lifetime".to_owned(), lifetime.clone()]);
+    }
     trellis(backend, node, &argv)
 }
 
