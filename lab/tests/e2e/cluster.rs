@@ -290,7 +290,8 @@ impl Pod {
     }
 }
 
-fn lab_command(name: &str, folder: &Path) -> Command {
+/// `trellis-lab --name NAME`, with contexts in the folder.
+pub fn lab_command(name: &str, folder: &Path) -> Command {
     let mut command = Command::new(EXE);
     // The contexts of who runs the tests stay as they are.
     command.args(["--name", name]).env("TRELLIS_CONFIG", folder.join("contexts.json")).stdin(Stdio::null());

@@ -9,6 +9,8 @@ mod policy;
 mod private_registry;
 mod reboot;
 mod registry;
+mod renewal;
+mod routes;
 mod slice;
 mod streams;
 mod terminal;
@@ -24,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_deployment_spreads_and_answers_across_nodes", body: slice::spreads_and_answers },
     Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
     Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },
+    Scenario { name: "an_exec_ends_with_its_caller", body: streams::caller_dies },
     Scenario { name: "logs_know_previous_tail_and_follow", body: streams::logs_options },
     Scenario { name: "logs_since_and_follow_over_rotation", body: logs::since_and_rotation },
     Scenario { name: "a_terminal_reaches_into_a_pod", body: terminal::exec },
@@ -39,6 +42,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "daemons_die_and_containers_run_on", body: daemons::die },
     Scenario { name: "pods_and_network_work_without_a_control_plane", body: daemons::no_control_plane },
     Scenario { name: "a_node_reboots_without_a_control_plane_and_its_pods_run", body: reboot::without_control_plane },
+    Scenario { name: "a_node_of_another_subnet_says_so_until_it_is_not", body: routes::another_subnet },
     Scenario { name: "the_leaders_death_stops_writes_for_moments_only", body: faults::leader_dies },
     Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
     Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
@@ -50,6 +54,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_followed_log_outlives_the_member_it_came_through", body: members::followed_log },
     Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
     Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
+    Scenario { name: "certificates_that_live_for_seconds_are_renewed", body: renewal::short_lived },
     Scenario { name: "real_images_are_pulled_from_a_real_registry", body: registry::real_software },
     Scenario { name: "private_images_need_the_right_credentials", body: private_registry::credentials },
     Scenario { name: "an_index_gives_each_node_its_own_platform", body: private_registry::platforms },

@@ -30,6 +30,8 @@ fn reader() -> Value {
             "volumes": [{"name": "settings", "configMap": {"name": "settings"}},
                 {"name": "keys", "secret": {"secretName": "keys"}},
                 {"name": "both", "projected": {"sources": [{"configMap": {"name": "settings"}}, {"secret": {"name": "keys"}}]}}]}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "torn", "labels": {"app": "torn"}}, "spec": {
+            "terminationGracePeriodSeconds": 0, "nodeName": NODE, "containers": [{"name": "c", "image": web::IMAGE}]}},
     ]})
 }
 
@@ -63,6 +65,7 @@ pub fn without_control_plane(cluster: &mut Cluster) -> Outcome {
     env.as_array_mut().unwrap().push(from_secret);
     cluster.apply("reader.json", &manifest.to_string());
     let pod = cluster.wait_ready("default", "app=reader", 1).remove(0);
+    let torn = cluster.wait_ready("default", "app=torn", 1).remove(0);
     let page = "green s3cret-canary green s3cret-canary greens3cret-canary";
     assert_eq!(cluster.ask("n4", &pod.address, 8080).unwrap().body.trim(), page);
     let data = cluster.lab.layout().node(NODE).path("data").join("node-agent");
@@ -83,15 +86,26 @@ pub fn without_control_plane(cluster: &mut Cluster) -> Outcome {
     }
     cluster.lab.kill(NODE).unwrap();
     assert!(cluster.ask("n4", &pod.address, 8080).is_err(), "its power is cut");
+    // As a power cut may leave a file that was being written; the other Pod's is whole.
+    let pods = data.join("pods");
+    let object = pods.join(&torn.uid).join("pod.json");
+    let whole = fs::read(&object).unwrap();
+    fs::write(&object, &whole[..whole.len() / 2]).unwrap();
+    let log = cluster.lab.log(NODE, "node-agent");
+    let said = fs::metadata(&log).map_or(0, |m| usize::try_from(m.len()).unwrap());
     cluster.start(NODE);
     let begin = std::time::Instant::now();
     wait::until("the Pod on the node that came back", LIMIT, || {
-        let body = cluster.ask("n4", &address(&data.join("pods"), &pod.uid)?, 8080)?.body;
+        let body = cluster.ask("n4", &address(&pods, &pod.uid)?, 8080)?.body;
         if body.trim() == page { Ok(()) } else { Err(body) }
     })
     .unwrap_or_else(|e| panic!("{e}"));
     eprintln!("  it answers {:.1} s after the node's start", begin.elapsed().as_secs_f64());
     assert!(cluster.api.status().is_err(), "without the control plane, all the while");
+    let text = fs::read(&log).unwrap();
+    let text = String::from_utf8_lossy(&text[said..]).into_owned();
+    assert!(text.contains("the Pod is made again") && text.contains(&torn.uid), "{text}");
+    assert!(!text.contains(&format!("default/{}", "torn")), "nobody can start it without its object: {text}");
 
     for member in &members {
         let node = cluster.lab.topology().node(member).unwrap();
@@ -102,7 +116,12 @@ pub fn without_control_plane(cluster: &mut Cluster) -> Outcome {
     cluster.wait_all_nodes_ready();
     let after = cluster.wait_ready("default", "app=reader", 1).remove(0);
     assert_eq!(after.uid, pod.uid, "it was not replaced");
-    cluster.trellis(&["delete", "pod/reader", "configmap/settings", "secret/keys"]).ok();
+    wait::until("the Pod whose object was torn", LIMIT, || cluster.ask("n4", &address(&pods, &torn.uid)?, web::PORT))
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(cluster.wait_ready("default", "app=torn", 1)[0].uid, torn.uid, "it was not replaced");
+    let kept: Value = serde_json::from_slice(&fs::read(&object).unwrap()).unwrap();
+    assert_eq!(kept["metadata"]["uid"], torn.uid.as_str(), "its object is kept again");
+    cluster.trellis(&["delete", "pod/reader", "pod/torn", "configmap/settings", "secret/keys"]).ok();
     wait::until("nothing kept", LIMIT, || {
         let left = files(&objects);
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }

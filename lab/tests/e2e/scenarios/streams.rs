@@ -139,3 +139,43 @@ pub fn logs_options(cluster: &mut Cluster) -> Outcome {
     fs::remove_file(cluster.folder().join("counter.json")).unwrap();
     Outcome::Passed
 }
+
+/// Command lines of what runs in a container.
+fn running(cluster: &Cluster, pod: &str) -> String {
+    cluster.trellis(&["exec", pod, "--", "ps"]).ok()
+}
+
+/// A command line that is killed leaves nothing behind in the container, and what it had sent so far
+/// is not taken for all.
+pub fn caller_dies(cluster: &mut Cluster) -> Outcome {
+    cluster.import_web_image();
+    cluster.apply("web.json", &web::deployment("web", 1).to_string());
+    let pod = cluster.wait_ready("default", "app=web", 1).remove(0).name;
+    let take = "cat > /tmp/part; echo all > /tmp/all; sleep 4241";
+    for (args, shown) in [
+        (&["exec", &pod, "--", "sleep", "4242"][..], "4242"),
+        (&["exec", "-i", &pod, "--", "sleep", "4243"], "4243"),
+        (&["exec", "-i", &pod, "--", "sh", "-c", take], "/tmp/part"),
+    ] {
+        let mut command = cluster.trellis_command(args);
+        let mut child = Running(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let mut stdin = child.0.stdin.take().unwrap();
+        wait::until("the process", LIMIT, || {
+            stdin.write_all(b"part").map_err(|e| e.to_string())?;
+            let now = running(cluster, &pod);
+            if now.contains(shown) { Ok(()) } else { Err(now) }
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        wait::until("its end", LIMIT, || {
+            let now = running(cluster, &pod);
+            if now.contains(shown) { Err(now) } else { Ok(()) }
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    }
+    assert_ne!(cluster.trellis(&["exec", &pod, "--", "cat", "/tmp/all"]).code, 0, "a part was taken for all");
+    let sent = cluster.trellis(&["exec", &pod, "--", "cat", "/tmp/part"]).ok();
+    assert!(sent.starts_with("part"), "the positive control: {sent:?}");
+    Outcome::Passed
+}
