@@ -108,12 +108,8 @@ fn deletion(args: &Args) -> Result<Deletion, CliError> {
     let grace = match (args.now, args.force, args.grace_period) {
         (true, ..) => Some(1),
         (_, true, None) => Some(0),
-        (_, false, Some(0)) => {
-            return Err(CliError::Usage(
-                "--grace-period=0 needs --force: the Pod may still run on its node; --grace-period=1 ends it at once and waits"
-                    .into(),
-            ));
-        }
+        // As kubectl: without --force the node's word is waited for.
+        (_, false, Some(0)) => Some(1),
         (_, _, g) => g.filter(|g| *g >= 0),
     };
     if args.force {

@@ -219,6 +219,7 @@ fn section(name: &str, v: &Value, depth: usize, out: &mut String) {
     let pad = "  ".repeat(depth);
     match v {
         Value::Null => {}
+        Value::String(s) if s.is_empty() => {}
         Value::Object(m) if m.is_empty() => {}
         Value::Array(a) if a.is_empty() => {}
         // Keys of these are data, not fields.

@@ -66,6 +66,21 @@ fn obstacle(pod: &Value, args: &Args) -> Option<&'static str> {
     }
 }
 
+/// What --force takes along for good.
+fn warning(pods: &[Value]) -> Option<String> {
+    let owned =
+        |p: &Value| p["metadata"]["ownerReferences"].as_array().into_iter().flatten().any(|o| o["controller"] == true);
+    let names: Vec<String> = pods
+        .iter()
+        .filter(|p| !owned(p))
+        .map(|p| {
+            let (ns, name) = identity(p);
+            format!("{ns}/{name}")
+        })
+        .collect();
+    (!names.is_empty()).then(|| format!("deleting Pods that declare no controller: {}", names.join(", ")))
+}
+
 /// Drains each node.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
@@ -99,6 +114,9 @@ async fn drain(session: &Session, node: &str, args: &Args) -> Result<(), CliErro
             "unable to drain node {node:?}:\n  {}\nThe node stays cordoned; `trellis uncordon {node}` lets Pods onto it again.",
             stuck.join("\n  ")
         )));
+    }
+    if let Some(lost) = warning(&pods) {
+        eprintln!("Warning: {lost}");
     }
     let mut leaving = Vec::new();
     for pod in &pods {

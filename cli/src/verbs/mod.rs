@@ -138,14 +138,20 @@ pub enum DryRun {
     None,
     /// Let the server check and answer without doing it
     Server,
+    /// The same: the server is asked in any case
+    Client,
 }
 
 impl DryRun {
     fn is_on(self) -> bool {
-        self == DryRun::Server
+        self != DryRun::None
     }
 
     fn suffix(self) -> &'static str {
-        if self.is_on() { " (server dry run)" } else { "" }
+        match self {
+            DryRun::None => "",
+            DryRun::Server => " (server dry run)",
+            DryRun::Client => " (dry run)",
+        }
     }
 }

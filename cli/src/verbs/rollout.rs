@@ -17,6 +17,8 @@ use crate::target;
 pub const EXAMPLES: &str = "Examples:
   trellis rollout status deploy/web --timeout=60s
   trellis rollout restart deploy/web
+  trellis rollout pause deploy/web
+  trellis rollout resume deploy/web
   trellis rollout history deploy/web
   trellis rollout undo deploy/web";
 
@@ -53,6 +55,18 @@ enum Action {
         #[arg(value_name = "RESOURCE", required = true)]
         resources: Vec<String>,
     },
+    /// Let changes of the template wait
+    Pause {
+        /// deployment NAME or deployment/NAME
+        #[arg(value_name = "RESOURCE", required = true)]
+        resources: Vec<String>,
+    },
+    /// Roll out what waits, and what comes
+    Resume {
+        /// deployment NAME or deployment/NAME
+        #[arg(value_name = "RESOURCE", required = true)]
+        resources: Vec<String>,
+    },
     /// List the revisions
     History {
         /// deployment NAME or deployment/NAME
@@ -76,6 +90,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let resources = match &args.action {
         Action::Status { resources, .. }
         | Action::Restart { resources }
+        | Action::Pause { resources }
+        | Action::Resume { resources }
         | Action::History { resources }
         | Action::Undo { resources, .. } => resources,
     };
@@ -87,6 +103,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
         match &args.action {
             Action::Status { watch, timeout, .. } => status(&session, &object, *watch, *timeout).await?,
             Action::Restart { .. } => restart(&session, &object).await?,
+            Action::Pause { .. } => pause(&session, &object, true).await?,
+            Action::Resume { .. } => pause(&session, &object, false).await?,
             Action::History { .. } => history(&session, &object).await?,
             Action::Undo { to_revision, .. } => undo(&session, &object, *to_revision).await?,
         }
@@ -142,11 +160,37 @@ async fn status(session: &Session, object: &Value, watch: bool, timeout: u64) ->
 }
 
 async fn restart(session: &Session, object: &Value) -> Result<(), CliError> {
+    not_paused(object, "restart")?;
     let (namespace, name) = identity(object);
     let now = Timestamp::now().to_string();
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {RESTARTED_AT: now}}}}});
     session.patch(Kind::Deployment, namespace, name, &patch, false).await?;
     output::print(&format!("deployment.apps/{name} restarted\n"))
+}
+
+async fn pause(session: &Session, object: &Value, wanted: bool) -> Result<(), CliError> {
+    let (namespace, name) = identity(object);
+    if is_paused(object) == wanted {
+        let word = if wanted { "already paused" } else { "is not paused" };
+        return Err(CliError::Local(format!("deployments.apps {name:?} {word}")));
+    }
+    session.patch(Kind::Deployment, namespace, name, &json!({"spec": {"paused": wanted}}), false).await?;
+    output::print(&format!("deployment.apps/{name} {}\n", if wanted { "paused" } else { "resumed" }))
+}
+
+fn is_paused(deployment: &Value) -> bool {
+    deployment["spec"]["paused"] == true
+}
+
+/// Neither what restarts nor what goes back would be rolled out.
+fn not_paused(object: &Value, what: &str) -> Result<(), CliError> {
+    let name = identity(object).1;
+    match is_paused(object) {
+        false => Ok(()),
+        true => Err(CliError::Local(format!(
+            "you cannot {what} a paused deployment; resume it first with `trellis rollout resume deployment/{name}`"
+        ))),
+    }
 }
 
 /// The Deployment's ReplicaSets by revision.
@@ -187,6 +231,7 @@ async fn history(session: &Session, object: &Value) -> Result<(), CliError> {
 }
 
 async fn undo(session: &Session, object: &Value, to: u64) -> Result<(), CliError> {
+    not_paused(object, "rollback")?;
     let (namespace, name) = identity(object);
     let all = revisions(session, object).await?;
     let wanted = match to {
@@ -204,6 +249,10 @@ async fn undo(session: &Session, object: &Value, to: u64) -> Result<(), CliError
     let mut template = set["spec"]["template"].clone();
     if let Some(l) = template["metadata"]["labels"].as_object_mut() {
         l.shift_remove("pod-template-hash");
+    }
+    if template == object["spec"]["template"] {
+        let why = format!("current template already matches revision {n}");
+        return output::print(&format!("deployment.apps/{name} skipped rollback ({why})\n"));
     }
     // A merge patch adds; what the other template has not must go by null.
     let patch = json!({"metadata": {"resourceVersion": object["metadata"]["resourceVersion"]},

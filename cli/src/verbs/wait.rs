@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use trellis_model::Kind;
 
-use super::condition;
+use super::{Failures, condition};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -126,13 +126,18 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     if targets.iter().any(|t| t.name.is_none()) && !args.all && args.selector.is_empty() {
         return Err(CliError::Usage("name the objects, or use -l or --all".into()));
     }
+    let mut failures = Failures::new();
     for (kind, namespace, name, uid) in objects(&session, &targets, &args, deadline).await? {
         let id = format!("{}/{name}", kind.qualified_singular());
         loop {
             let object = match session.get(kind, &namespace, &name).await {
                 Ok(o) => Some(o),
                 Err(e) if e.is_not_found() && matches!(args.wanted, Wanted::Delete | Wanted::Create) => None,
-                Err(e) => return Err(e),
+                // As kubectl: the others are waited for all the same.
+                Err(e) => {
+                    failures.add(&e);
+                    break;
+                }
             };
             // For deletion, another object of the same name is as good as none.
             let same = |o: &Value| uid.is_empty() || o["metadata"]["uid"] == uid.as_str();
@@ -143,12 +148,13 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
                 break;
             }
             if Instant::now() >= deadline {
-                return Err(CliError::Timeout(format!("waiting for the condition on {id}")));
+                failures.add(&CliError::Timeout(format!("waiting for the condition on {id}")));
+                break;
             }
             tokio::time::sleep(POLL).await;
         }
     }
-    Ok(())
+    failures.end()
 }
 
 type Found = (Kind, String, String, String);
