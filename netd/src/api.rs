@@ -3,7 +3,7 @@
 //! Each kind is listed, then watched from the list's revision; a broken watch goes on from the
 //! last revision on another member, a revision that was compacted away brings a new list.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
@@ -22,9 +22,10 @@ use crate::engine::{Event, Unrouted};
 /// Bookmarks come every 5 s: a stream silent for longer hangs on a dead or deaf member.
 const SILENCE: Duration = Duration::from_secs(12);
 const LIST_PAGE: u32 = 500;
-/// Before trying again after a failure, doubling up to the maximum.
+/// Before trying again after a failure, doubling up to the maximum: the worst that a failover may
+/// wait for netd, whatever failed before it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_millis(400);
 /// netd reports which revision it acted on this often (an address is freed by it), and learns
 /// that the control plane answers.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -35,6 +36,7 @@ pub async fn follow(connection: Connection, kind: Kind, events: mpsc::Sender<Eve
     let mut revision: Option<u64> = None;
     loop {
         let member = connection.in_use();
+        let begun = Instant::now();
         let from = match revision {
             Some(revision) => Ok(revision),
             None => list(&connection, kind, &events).await,
@@ -43,7 +45,8 @@ pub async fn follow(connection: Connection, kind: Kind, events: mpsc::Sender<Eve
             Ok(from) => {
                 let mut heard = from;
                 let failure = stream(&connection, kind, &mut heard, &events).await;
-                if heard > from {
+                // A watch that lasted was no failed try, even if nothing happened meanwhile.
+                if heard > from || begun.elapsed() > PAUSE_MAX {
                     pause = PAUSE_MIN;
                 }
                 revision = Some(heard);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::config::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use super::snapshots::{SnapshotFile, Snapshots, read_state};
@@ -119,6 +119,17 @@ pub struct Builder {
     snapshots: Arc<Snapshots>,
 }
 
+/// Writing a large state is a second of pure computing, which nobody waits for: it gets what the
+/// calls under way leave over. Lowering a thread's own priority needs no privilege; where it is
+/// refused all the same, the snapshot is written at the common one.
+fn yield_to_calls() {
+    /// As `nice -n 10`.
+    const NICENESS: i32 = 10;
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "snapshots are written at the common priority");
+    }
+}
+
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
@@ -129,7 +140,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshots.write(&meta, &capture)?;
             snapshots.current()
         };
-        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        let (tell, told) = oneshot::channel();
+        std::thread::Builder::new().name("raft-snapshot".to_owned()).spawn(move || {
+            yield_to_calls();
+            // A member that stops meanwhile waits for no snapshot.
+            drop(tell.send(write()));
+        })?;
+        let written = told.await.map_err(io::Error::other)??;
         let (meta, snapshot) = written.ok_or_else(|| io::Error::other("the snapshot written is gone"))?;
         Ok(Snapshot { meta, snapshot })
     }

@@ -52,13 +52,15 @@ impl Proposal {
     }
 }
 
-/// What a batch must hold to start beside `under_way` others: with nothing under way a lone
-/// command goes at once; else it waits for company, because each batch costs the same hop, log
-/// append, fsync and replication, whatever it holds.
-fn least_batch(under_way: usize) -> usize {
-    match under_way {
+/// What a batch must hold to start beside `batches` others that hold `commands`: with nothing under
+/// way a lone command goes at once; else it waits for company, because each batch costs the same
+/// hop, log append, fsync and replication, whatever it holds. Beside a single batch, as many as are
+/// in it are company enough: were they made to wait for its end, a few callers would fall into two
+/// groups that wait for each other by turns, each write taking twice its time.
+fn least_batch(batches: usize, commands: usize) -> usize {
+    match batches {
         0 => 1,
-        1 => 16,
+        1 => commands.clamp(1, 16),
         2 => 64,
         _ => BATCH_COMMANDS,
     }
@@ -97,15 +99,21 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Proposal>) 
     let mut waiting: VecDeque<Proposal> = VecDeque::new();
     let mut came = Vec::new();
     let mut under_way = JoinSet::new();
+    let mut commands = 0;
     loop {
         // Large commands fill a batch with less than the least number.
         let full = |w: &VecDeque<Proposal>| w.iter().map(|p| p.command.len()).sum::<usize>() >= BATCH_BYTES;
         while !waiting.is_empty()
             && under_way.len() < BATCHES
-            && (waiting.len() >= least_batch(under_way.len()) || full(&waiting))
+            && (waiting.len() >= least_batch(under_way.len(), commands) || full(&waiting))
         {
             let (inner, batch) = (inner.clone(), take(&mut waiting));
-            under_way.spawn(async move { deliver(&inner, batch).await });
+            let count = batch.len();
+            commands += count;
+            under_way.spawn(async move {
+                deliver(&inner, batch).await;
+                count
+            });
         }
         let room = (2 * BATCH_COMMANDS).saturating_sub(waiting.len());
         tokio::select! {
@@ -116,7 +124,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Proposal>) 
                 waiting.extend(came.drain(..));
                 gather(&mut queue, &mut waiting).await;
             }
-            Some(_) = under_way.join_next() => {}
+            Some(done) = under_way.join_next() => {
+                commands = if under_way.is_empty() { 0 } else { commands - done.unwrap_or(0) };
+            }
         }
     }
 }

@@ -32,8 +32,9 @@ struct Sizes {
     state_records: u64,
 }
 
-/// A snapshot may write this many records for each entry since the one before.
-const RECORDS_AN_ENTRY: u64 = 4;
+/// A snapshot may write this many records for each entry since the one before: as much work again
+/// as applying them was, about.
+const RECORDS_AN_ENTRY: u64 = 2;
 
 fn plan(tuning: &Tuning, now: &Sizes) -> Step {
     // Writing a state of 1 GB after every 32 MB of log would write far more than the log.

@@ -25,6 +25,12 @@ pub struct Load {
     pub p99_millis: f64,
 }
 
+/// What the clients run on. One thread: they do little, beside what is measured on the same cores.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().map_err(Error::io("start a runtime"))
+}
+
 /// Runs `clients` loops for `length`. `call(client, n)` is the client's n-th request; its first
 /// error ends the run and is reported.
 pub async fn run<F, Fut>(clients: usize, length: Duration, call: F) -> Result<Load>

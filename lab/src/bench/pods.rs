@@ -37,8 +37,7 @@ const REMOVED_AT_ONCE: usize = 64;
 const KUBE_APISERVER: [(usize, f64); 2] = [(16, 967.0), (64, 1128.0)];
 
 pub(super) fn creates(bench: &mut Bench<'_>) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("start a runtime"))?;
+    let runtime = load::runtime()?;
     let connections = connections(bench, CONNECTIONS)?;
     let serial = Arc::new(AtomicU64::new(0));
     for (clients, kube) in KUBE_APISERVER {

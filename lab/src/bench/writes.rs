@@ -34,8 +34,7 @@ const VALUE_BYTES: usize = 256;
 const CONNECTIONS: usize = 6;
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("start a runtime"))?;
+    let runtime = load::runtime()?;
     let connections = connections(bench, CONNECTIONS)?;
     let etcd = Etcd::start(&bench.lab.layout().root)?;
     let channels = etcd.connect(&runtime, CONNECTIONS)?;

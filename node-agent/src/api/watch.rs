@@ -1,7 +1,7 @@
 //! Following objects: list and watch in one, resumed where it broke.
 use super::{decode, describe};
 use serde::de::DeserializeOwned;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tonic::Code;
 use trellis_proto::{
@@ -11,9 +11,10 @@ use trellis_proto::{
 
 /// A watch sends something at least every 5 s; silent for longer than twice that, it is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// Between two tries.
+/// Between two tries, doubling up to the maximum: the worst that a failover may wait for the
+/// agent, whatever failed before it.
 const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_millis(400);
 
 /// What a follower is told.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub async fn follow<T: DeserializeOwned + Send>(
     let mut from = 0;
     let mut pause = RETRY_MIN;
     loop {
-        let before = from;
+        let (before, begun) = (from, Instant::now());
         let end = tokio::select! {
             () = tx.closed() => return Ok(()),
             end = session(&conn, &key, &field_selector, &mut from, &tx) => end,
@@ -63,8 +64,12 @@ pub async fn follow<T: DeserializeOwned + Send>(
             End::Refused(message) => return Err(WatchError::Refused { what: describe(&key), message }),
             End::Broken(why) => tracing::debug!(what = describe(&key), why, from, "watch broke: resuming"),
         }
-        pause = if from > before { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
+        // A watch that lasted was no failed try, even if nothing happened meanwhile.
+        if from > before || begun.elapsed() > RETRY_MAX {
+            pause = RETRY_MIN;
+        }
         tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
