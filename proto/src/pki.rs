@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
@@ -105,6 +105,9 @@ fn params(identity: &Identity, until: SystemTime) -> Result<CertificateParams, P
         .map(|name| Ok(SanType::DnsName(name.try_into()?)))
         .collect::<Result<_, _>>()
         .map_err(crypto(format!("the server names of {identity}")))?;
+    // Unique among what the CA signs (RFC 5280, 4.1.2.2); made from the key, as it would be without
+    // this, a renewed certificate would have its predecessor's.
+    params.serial_number = Some(SerialNumber::from(uuid::Uuid::new_v4().as_bytes().to_vec()));
     params.is_ca = IsCa::NoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];

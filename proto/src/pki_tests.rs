@@ -68,4 +68,18 @@ fn a_certificate_tells_when_it_was_signed() {
         let off = signed.duration_since(before).unwrap_or_else(|e| e.duration());
         assert!(off < Duration::from_secs(60), "{lifetime:?}: {off:?} off");
     }
+
+fn a_renewed_certificate_has_a_serial_number_of_its_own() {
+    let ca = CertificateAuthority::create("c").unwrap();
+    let identity = Identity::Agent("n1".into());
+    let asked = request(&identity).unwrap();
+    let serial = || {
+        let signed = ca.sign(&asked.pem, &identity, CERTIFICATE_LIFETIME).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).unwrap();
+        pem.parse_x509().unwrap().raw_serial().to_vec()
+    };
+    let (first, second) = (serial(), serial());
+    assert_ne!(first, second);
+    // Positive, and of at most the 20 bytes that verifiers must take.
+    assert!(first.len() <= 20 && first[0] < 0x80, "{first:?}");
 }
