@@ -109,7 +109,7 @@ async fn an_agents_key_does_not_reach_further_than_its_node() {
     assert_eq!(code(agent.nodes().renew_lease(lease("n2")).await), Code::PermissionDenied);
     agent.nodes().renew_lease(lease("n1")).await.unwrap();
     no_cluster_rights(&agent).await;
-    let report = api::ReportNetworkRequest { node: "n1".into(), applied_revision: 1 };
+    let report = api::ReportNetworkRequest { node: "n1".into(), applied_revision: 1, ..Default::default() };
     assert_eq!(code(agent.nodes().report_network(report).await), Code::PermissionDenied);
 }
 
@@ -135,7 +135,11 @@ async fn a_netds_key_reads_the_network_and_no_more() {
     no_cluster_rights(&netd).await;
     let lease = api::RenewLeaseRequest { node: "n1".into(), instance: "i".into() };
     assert_eq!(code(netd.nodes().renew_lease(lease).await), Code::PermissionDenied);
-    let report = |node: &str| api::ReportNetworkRequest { node: node.into(), applied_revision: 1 };
+    let report = |node: &str| api::ReportNetworkRequest {
+        node: node.into(),
+        applied_revision: 1,
+        ..Default::default()
+    };
     assert_eq!(code(netd.nodes().report_network(report("n2")).await), Code::PermissionDenied);
     netd.nodes().report_network(report("n1")).await.unwrap();
 }
