@@ -68,7 +68,9 @@ fn a_certificate_tells_when_it_was_signed() {
         let off = signed.duration_since(before).unwrap_or_else(|e| e.duration());
         assert!(off < Duration::from_secs(60), "{lifetime:?}: {off:?} off");
     }
+}
 
+#[test]
 fn a_renewed_certificate_has_a_serial_number_of_its_own() {
     let ca = CertificateAuthority::create("c").unwrap();
     let identity = Identity::Agent("n1".into());

@@ -135,11 +135,8 @@ async fn a_netds_key_reads_the_network_and_no_more() {
     no_cluster_rights(&netd).await;
     let lease = api::RenewLeaseRequest { node: "n1".into(), instance: "i".into() };
     assert_eq!(code(netd.nodes().renew_lease(lease).await), Code::PermissionDenied);
-    let report = |node: &str| api::ReportNetworkRequest {
-        node: node.into(),
-        applied_revision: 1,
-        ..Default::default()
-    };
+    let report =
+        |node: &str| api::ReportNetworkRequest { node: node.into(), applied_revision: 1, ..Default::default() };
     assert_eq!(code(netd.nodes().report_network(report("n2")).await), Code::PermissionDenied);
     netd.nodes().report_network(report("n1")).await.unwrap();
 }
