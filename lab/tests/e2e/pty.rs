@@ -43,8 +43,10 @@ impl Pty {
         tcsetwinsize(&master, size(rows, columns)).unwrap();
         let before = tcgetattr(&slave).unwrap();
         let stdio = || Stdio::from(slave.try_clone().unwrap());
-        let mut on_terminal = Command::new("setsid");
-        on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        // Who runs the tests in the background, as CI may, has Ctrl-C ignored in all they start.
+        let mut on_terminal = Command::new("env");
+        on_terminal.args(["--default-signal=INT,QUIT", "setsid", "--ctty"]);
+        on_terminal.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             on_terminal.env(name, value.unwrap_or_default());
         }
