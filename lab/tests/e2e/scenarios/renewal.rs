@@ -179,7 +179,8 @@ pub fn short_lived(cluster: &mut Cluster) -> Outcome {
             }
         })
     };
-    let over = first.values().map(|pem| pki::validity(pem).unwrap().1).max().unwrap();
+    // A certificate holds through the last second that it names.
+    let over = first.values().map(|pem| pki::validity(pem).unwrap().1).max().unwrap() + Duration::from_secs(1);
     wait::until("the end of the first certificates, and newer ones", LIMIT * 2, || {
         let now = short.certificates();
         let old: Vec<_> = HOLDERS.into_iter().filter(|h| now[h] == first[h]).collect();
