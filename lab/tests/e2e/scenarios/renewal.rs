@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc,
@@ -42,14 +42,18 @@ const CALL_EVERY: Duration = Duration::from_millis(200);
 
 /// A lab beside the others', gone when dropped.
 struct Short {
+    name: String,
+    folder: PathBuf,
     lab: Namespaces,
     api: Api,
 }
 
 impl Drop for Short {
     fn drop(&mut self) {
-        if let Err(e) = self.lab.destroy() {
-            eprintln!("taking the lab of short certificates down: {e}");
+        // The command, which also forgets the context.
+        let ran = run(lab_command(&self.name, &self.folder).arg("down"), LIMIT);
+        if ran.code != 0 {
+            eprintln!("taking the lab of short certificates down: {}", ran.stderr);
         }
     }
 }
@@ -62,7 +66,8 @@ impl Short {
         let ran = run(lab_command(name, folder).arg("up").arg("-f").arg(&topology), LIMIT * 2);
         let lab = Namespaces::open(name, EXE.into()).unwrap();
         let api = Api::open(&lab.layout().contexts());
-        let short = Self { api: api.unwrap_or_else(|e| panic!("{e}\n{}{}", ran.stdout, ran.stderr)), lab };
+        let api = api.unwrap_or_else(|e| panic!("{e}\n{}{}", ran.stdout, ran.stderr));
+        let short = Self { name: name.to_owned(), folder: folder.to_owned(), api, lab };
         assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
         short
     }
