@@ -16,20 +16,35 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
-use tower::ServiceExt as _;
-use tower::util::MapRequest;
+use tower::Service;
 
-/// The way to an agent for one call, which breaks when the guard is dropped: keep it with the answers.
-pub fn breakable(
+/// The way to an agent for one call.
+#[derive(Clone)]
+pub struct Breakable {
     channel: Channel,
-) -> (MapRequest<Channel, impl FnMut(http::Request<Body>) -> http::Request<Body> + Clone + Send + 'static>, DropGuard) {
+    gone: CancellationToken,
+}
+
+/// The way to an agent, which breaks when the guard is dropped: keep it with the answers.
+pub fn breakable(channel: Channel) -> (Breakable, DropGuard) {
     let gone = CancellationToken::new();
     let guard = gone.clone().drop_guard();
-    let service = channel.map_request(move |request: http::Request<Body>| {
-        let gone = Box::pin(gone.clone().cancelled_owned());
-        request.map(|inner| Body::new(Breakable { inner, gone }))
-    });
-    (service, guard)
+    (Breakable { channel, gone }, guard)
+}
+
+impl Service<http::Request<Body>> for Breakable {
+    type Response = http::Response<Body>;
+    type Error = <Channel as Service<http::Request<Body>>>::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let gone = Box::pin(self.gone.clone().cancelled_owned());
+        self.channel.call(request.map(|inner| Body::new(Sending { inner, gone })))
+    }
 }
 
 /// The first message, changed, and then the others as they come. Where the caller's connection
@@ -46,12 +61,12 @@ pub fn messages<T: Send + 'static>(first: T, rest: Streaming<T>) -> impl Stream<
 }
 
 /// Messages to an agent, broken off once `gone` is told.
-struct Breakable {
+struct Sending {
     inner: Body,
     gone: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl http_body::Body for Breakable {
+impl http_body::Body for Sending {
     type Data = Bytes;
     type Error = Status;
 

@@ -104,7 +104,7 @@ pub(super) fn condition<'a>(node: &Node, finding: &'a Finding) -> Option<(&'stat
     match finding {
         Finding::CutOff(message) => Some(("True", NO_ROUTE, message)),
         Finding::SomeUnrouted(message) => Some(("False", SOME_UNROUTED, message)),
-        Finding::Routed if current(node).is_some_and(|c| is_ours(c)) => {
+        Finding::Routed if current(node).is_some_and(is_ours) => {
             Some(("False", ROUTED, "Routes lead to the Pods of all nodes."))
         }
         Finding::Routed | Finding::Unknown => None,
