@@ -37,7 +37,7 @@ pub struct Args {
     /// All objects of the type in the namespace
     #[arg(long)]
     all: bool,
-    /// Seconds that Pods may take to end
+    /// Seconds that Pods may take to end; 0 counts as 1 without --force
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     grace_period: Option<i64>,
     /// End now: a grace period of 1

@@ -83,17 +83,6 @@ impl Pty {
         seen.unwrap_or_else(|e| panic!("{e}; it shows {:?}", self.text()));
     }
 
-    /// Types until the words stand on it: what is asked for may come about a moment later.
-    #[track_caller]
-    pub fn type_until(&mut self, keys: &str, words: &str) {
-        let seen = wait::until(&format!("{words:?} on the terminal"), LIMIT, || {
-            self.type_in(keys);
-            thread::sleep(std::time::Duration::from_millis(200));
-            if self.text().contains(words) { Ok(()) } else { Err(self.text()) }
-        });
-        seen.unwrap_or_else(|e| panic!("{e}"));
-    }
-
     /// The exit code; the terminal must be as it was before.
     #[track_caller]
     pub fn end(mut self) -> i32 {

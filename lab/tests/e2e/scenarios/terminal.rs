@@ -22,7 +22,9 @@ pub fn exec(cluster: &mut Cluster) -> Outcome {
     pty.type_in("busybox stty size\r");
     pty.expect("40 120");
     pty.resize(50, 90);
-    pty.type_until("busybox stty size\r", "50 90");
+    // The new size arrives a moment later: the far shell waits for it.
+    pty.type_in("until busybox stty size | busybox grep -q '50 90'; do :; done; echo re''sized\r");
+    pty.expect("resized");
     pty.type_in("echo be''gun; sleep 1000\r");
     pty.expect("begun");
     pty.type_in("\x03");
@@ -33,8 +35,15 @@ pub fn exec(cluster: &mut Cluster) -> Outcome {
     pty.expect("leftover\r\n");
     pty.type_in("exit 7\r");
     assert_eq!(pty.end(), 7);
-    let mut pty = Pty::spawn(&cluster.trellis_command(&["exec", "-i", "-t", &pod, "--", "cat"]), 24, 80);
-    pty.type_until("word\r", "word\r\nword\r\n");
+    let mut pty = Pty::spawn(
+        &cluster.trellis_command(&["exec", "-i", "-t", &pod, "--", "sh", "-c", "echo ready; exec cat"]),
+        24,
+        80,
+    );
+    // Once it speaks, its terminal and ours are set: echoed by the one, said again by cat.
+    pty.expect("ready\r\n");
+    pty.type_in("word\r");
+    pty.expect("word\r\nword\r\n");
     pty.type_in("\x04");
     assert_eq!(pty.end(), 0);
     let pty = Pty::spawn(&cluster.trellis_command(&["exec", "-i", "-t", &pod, "--", "nothing"]), 24, 80);
@@ -53,7 +62,8 @@ pub fn lab_shell(cluster: &mut Cluster) -> Outcome {
     pty.type_in("stty size\r");
     pty.expect("30 100");
     pty.resize(31, 101);
-    pty.type_until("stty size\r", "31 101");
+    pty.type_in("until stty size | grep -q '31 101'; do :; done; echo re''sized\r");
+    pty.expect("resized");
     pty.type_in("echo be''gun; sleep 1000\r");
     pty.expect("begun");
     pty.type_in("\x03");
