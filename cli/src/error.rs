@@ -48,6 +48,7 @@ impl CliError {
                 Code::NotFound => NOT_FOUND,
                 Code::AlreadyExists | Code::Aborted => CONFLICT,
                 Code::FailedPrecondition if reason(s) == "Conflict" => CONFLICT,
+                Code::FailedPrecondition if reason(s) == "ServiceUnavailable" => UNAVAILABLE,
                 Code::Unavailable | Code::DeadlineExceeded => UNAVAILABLE,
                 _ => 1,
             },
@@ -168,6 +169,10 @@ mod tests {
             (Code::InvalidArgument, 1),
         ] {
             assert_eq!(CliError::from(Status::new(code, "x")).exit_code(), want);
+        }
+        for (reason, want) in [("Conflict", 4), ("ServiceUnavailable", 5), ("", 1)] {
+            let s = status::with_details(Code::FailedPrecondition, "x", reason, Vec::new());
+            assert_eq!(CliError::from(s).exit_code(), want, "{reason}");
         }
         assert_eq!(CliError::Exit(42).exit_code(), 42);
         let e = CliError::from(Status::not_found("pods \"x\" not found"));

@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde_json::Value;
 use trellis_model::Kind;
+use trellis_model::k8s_openapi::api::core::v1::{Node, Pod};
+use trellis_model::quantity::Quantity;
+use trellis_model::resources::{self, Amounts};
 
 use super::{Failures, select};
 use crate::cli::Global;
@@ -40,7 +43,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
                 for (kind, object) in found {
                     let mut text = describe(kind, &object, Timestamp::now());
                     if kind == Kind::Node {
-                        text.push_str(&pods_of_node(&session, identity(&object).1).await?);
+                        text.push_str(&pods_of_node(&session, &object).await?);
                     }
                     text.push_str(&events(&session, kind, &object).await?);
                     texts.push(text);
@@ -53,8 +56,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     failures.end()
 }
 
-async fn pods_of_node(session: &Session, node: &str) -> Result<String, CliError> {
-    let query = Query { fields: format!("spec.nodeName={node}"), ..Default::default() };
+async fn pods_of_node(session: &Session, node: &Value) -> Result<String, CliError> {
+    let query = Query { fields: format!("spec.nodeName={}", identity(node).1), ..Default::default() };
     let (pods, _) = session.list(Kind::Pod, &query).await?;
     let now = Timestamp::now();
     let rows: Vec<Vec<String>> = pods
@@ -66,7 +69,31 @@ async fn pods_of_node(session: &Session, node: &str) -> Result<String, CliError>
         })
         .collect();
     let table = table::render(["  Namespace", "Name", "Ready", "Status"], &rows);
-    Ok(format!("Pods:  ({} in total)\n{table}", pods.len()))
+    Ok(format!("Pods:  ({} in total)\n{table}{}", pods.len(), allocated(node, &pods)))
+}
+
+/// What the node's Pods ask for and may use, beside what it has for them. Those that have ended hold nothing.
+fn allocated(node: &Value, pods: &[Value]) -> String {
+    let typed = |v: &Value| serde_json::from_value::<Pod>(v.clone()).ok().filter(|p| !resources::is_finished(p));
+    let (mut requests, mut limits) = (Amounts::default(), Amounts::default());
+    for spec in pods.iter().filter_map(typed).filter_map(|p| p.spec) {
+        requests.add(&resources::pod_requests(&spec));
+        limits.add(&resources::pod_limits(&spec));
+    }
+    let has = serde_json::from_value::<Node>(node.clone()).map(|n| resources::node_allocatable(&n)).unwrap_or_default();
+    let cell = |amount: i64, has: i64, shown: fn(i64) -> Quantity| {
+        let percent = if has > 0 { i128::from(amount) * 100 / i128::from(has) } else { 0 };
+        format!("{} ({percent}%)", shown(amount))
+    };
+    let row = |name: &str, of: fn(&Amounts) -> i64, shown: fn(i64) -> Quantity| {
+        vec![format!("  {name}"), cell(of(&requests), of(&has), shown), cell(of(&limits), of(&has), shown)]
+    };
+    let rows = [
+        row("cpu", |a| a.cpu_milli, Quantity::from_milli),
+        row("memory", |a| a.memory_bytes, Quantity::from_bytes),
+        row("ephemeral-storage", |a| a.ephemeral_storage_bytes, Quantity::from_bytes),
+    ];
+    format!("Allocated resources:\n{}", table::render(["  Resource", "Requests", "Limits"], &rows))
 }
 
 async fn events(session: &Session, kind: Kind, object: &Value) -> Result<String, CliError> {
@@ -358,6 +385,24 @@ mod tests {
         assert_eq!(
             told("Tolerations", json!([{"key": "a", "operator": "Exists"}])),
             "Tolerations:\n  a:\n    Operator:  Exists\n"
+        );
+    }
+
+    #[test]
+    fn what_a_nodes_pods_take() {
+        let node = json!({"metadata":{"name":"n1"},"status":{"allocatable":{"cpu":"2","memory":"1Gi","ephemeral-storage":"10Gi"}}});
+        let pod = |phase: &str| {
+            json!({"metadata":{"name":"p"},"status":{"phase":phase},"spec":{"containers":[
+                {"name":"a","resources":{"requests":{"cpu":"100m","memory":"64Mi"},"limits":{"memory":"128Mi"}}},
+                {"name":"b","resources":{"requests":{"cpu":"150m"}}}]}})
+        };
+        assert_eq!(
+            allocated(&node, &[pod("Running"), pod("Succeeded"), pod("Pending")]),
+            "Allocated resources:\n  \
+             Resource            Requests      Limits\n  \
+             cpu                 500m (25%)    0 (0%)\n  \
+             memory              128Mi (12%)   256Mi (25%)\n  \
+             ephemeral-storage   0 (0%)        0 (0%)\n"
         );
     }
 

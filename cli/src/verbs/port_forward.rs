@@ -3,17 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use trellis_model::Kind;
-use trellis_proto::api::{PortForwardData, PortForwardStart, pods_client::PodsClient};
+use trellis_proto::api::{EventType, PortForwardData, PortForwardStart, pods_client::PodsClient};
 
 use super::pod_of;
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::session::{Session, identity};
+use crate::session::{Change, Query, Session, identity};
 use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
@@ -27,6 +28,9 @@ const QUEUE: usize = 16;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Connections at a time; more wait in the listener's backlog.
 const CONNECTIONS: usize = 256;
+
+/// After the control plane did not answer the question whether the Pod is still there.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Arguments of `port-forward`.
 #[derive(clap::Args, Debug)]
@@ -73,6 +77,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let mut terminate =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(CliError::local)?;
     let ended = tokio::select! {
+        gone = until_gone(&session, &pod) => gone,
         done = tasks.join_next() => match done {
             Some(Ok(r)) => r,
             Some(Err(e)) => Err(CliError::local(e)),
@@ -88,12 +93,60 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     ended
 }
 
+/// Waits until there is nothing to forward to any more, and says so: the Pod is gone, another's, or has ended.
+async fn until_gone(session: &Session, pod: &Value) -> Result<(), CliError> {
+    let (namespace, name) = identity(pod);
+    let fields = format!("metadata.name={name}");
+    let query = Query { namespace: Some(namespace.to_owned()), fields, ..Default::default() };
+    let lost = |why: String| Err(CliError::Local(format!("lost connection to pod {namespace}/{name}: {why}")));
+    let ended = |o: &Value| match o["status"]["phase"].as_str() {
+        Some(phase @ ("Succeeded" | "Failed")) => Some(format!("it has ended ({phase})")),
+        _ if o["metadata"]["uid"] != pod["metadata"]["uid"] => Some("it was made anew".to_owned()),
+        _ => None,
+    };
+    loop {
+        let (now, revision) = match session.list(Kind::Pod, &query).await {
+            Ok(found) => found,
+            // Connections that stand may live on without a control plane; new ones tell for themselves.
+            Err(_) => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+        };
+        match now.first() {
+            None => return lost("it is gone".to_owned()),
+            Some(o) => {
+                if let Some(why) = ended(o) {
+                    return lost(why);
+                }
+            }
+        }
+        let mut why = None;
+        let watched = session.watch(Kind::Pod, &query, revision, |Change { event, object }| {
+            why = match event {
+                EventType::Deleted => Some("it is gone".to_owned()),
+                EventType::Bookmark => None,
+                _ => ended(&object),
+            };
+            Ok(why.is_none())
+        });
+        // An error of the watch: looked at anew.
+        let broken = watched.await.is_err();
+        if let Some(why) = why {
+            return lost(why);
+        }
+        if broken {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
 fn unix_path(listen: &str) -> Option<PathBuf> {
     listen.strip_prefix("unix://").map(PathBuf::from)
 }
 
 /// `8080:80`, `80`, `:80`, `8080:http`.
-fn ports(text: &str, pod: &serde_json::Value) -> Result<(u16, u16), CliError> {
+fn ports(text: &str, pod: &Value) -> Result<(u16, u16), CliError> {
     let (local, remote) = text.split_once(':').unwrap_or((text, text));
     let bad = |why: &str| CliError::Usage(format!("port {text:?}: {why}"));
     let number = match remote.parse::<u16>() {
@@ -109,7 +162,7 @@ fn ports(text: &str, pod: &serde_json::Value) -> Result<(u16, u16), CliError> {
     Ok((local, number))
 }
 
-fn named(pod: &serde_json::Value, name: &str) -> Option<u16> {
+fn named(pod: &Value, name: &str) -> Option<u16> {
     let containers = pod["spec"]["containers"].as_array()?;
     containers
         .iter()

@@ -121,7 +121,7 @@ impl Agents {
         let internal = addresses.iter().find(|a| a.type_ == "InternalIP");
         internal.and_then(|a| a.address.parse().ok()).ok_or_else(|| {
             let message = format!("node {node} has told no InternalIP yet: its agent is not there");
-            status(ApiError::Precondition(message))
+            status(ApiError::Unreachable(message))
         })
     }
 }
@@ -133,7 +133,7 @@ pub fn explain(node: &str, refused: Status) -> Status {
     if !broken {
         return refused;
     }
-    status(ApiError::Precondition(format!(
+    status(ApiError::Unreachable(format!(
         "the agent of node {node} cannot be reached ({}): the node may be down (see `trellis get \
          nodes`)",
         refused.message()

@@ -36,6 +36,8 @@ fn classify(error: &ApiError) -> (Code, &'static str) {
         ApiError::Unauthenticated(_) => (Code::Unauthenticated, "Unauthorized"),
         ApiError::BadRequest(_) => (Code::InvalidArgument, "BadRequest"),
         ApiError::Precondition(_) => (Code::FailedPrecondition, "Conflict"),
+        // Not UNAVAILABLE: a client would ask the other members, in vain.
+        ApiError::Unreachable(_) => (Code::FailedPrecondition, "ServiceUnavailable"),
         ApiError::Expired(_) => (Code::OutOfRange, "Expired"),
         ApiError::TooLarge(_) => (Code::ResourceExhausted, "RequestEntityTooLarge"),
         ApiError::TooMany { .. } => (Code::ResourceExhausted, "TooManyRequests"),

@@ -144,6 +144,7 @@ async fn a_pod_without_a_node_or_an_agent_is_told_plainly() {
     let refused = admin.pods().logs(logs("b", "")).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("agent of node n9 cannot be reached"), "{refused}");
+    assert_eq!(trellis_proto::status::details(&refused).unwrap().reason, "ServiceUnavailable");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,14 @@ pub trait Backend: Send + Sync {
     /// What the machines are made of.
     fn topology(&self) -> &Topology;
 
+    /// How a person calls `trellis-lab` for these machines.
+    fn command(&self) -> String {
+        match self.topology().name.as_str() {
+            "lab" => "trellis-lab".to_owned(),
+            name => format!("trellis-lab -n {name}"),
+        }
+    }
+
     /// Prepares for machines: folders, the network between. No node runs yet.
     fn create(&self) -> Result<()>;
 

@@ -200,7 +200,7 @@ impl Stage<'_> {
 
     fn say_what_to_try(&self, victim: Option<&str>) {
         let name = &self.backend.topology().name;
-        let flag = if name == "lab" { String::new() } else { format!(" -n {name}") };
+        let command = self.backend.command();
         println!("\nThe cluster stays up (context {}). Try:", contexts::name_of(name));
         let found =
             std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("trellis").exists()));
@@ -212,10 +212,11 @@ impl Stage<'_> {
         println!("  trellis scale deployment {NAME} --replicas=6");
         println!("  trellis logs deployment/{NAME}");
         if let Some(victim) = victim {
-            println!("  trellis-lab{flag} start {victim}");
+            println!("  {command} start {victim}");
         }
-        println!("  trellis-lab{flag} partition n1,n2 / n3   (and: heal)");
-        println!("  trellis-lab{flag} down                   (or: make lab-down)");
+        println!("  {command} partition n1,n2 / n3   (and: heal)");
+        let or = if name == "lab" { "                   (or: make lab-down)" } else { "" };
+        println!("  {command} down{or}");
     }
 }
 

@@ -61,6 +61,9 @@ pub enum ApiError {
     /// The state does not allow it now.
     #[error("{0}")]
     Precondition(String),
+    /// What the call is about stands behind a node that does not answer: another member would not reach it either.
+    #[error("{0}")]
+    Unreachable(String),
     /// A revision or continue token that is compacted away.
     #[error("{0}")]
     Expired(String),

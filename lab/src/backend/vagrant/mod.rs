@@ -239,6 +239,10 @@ impl Backend for Vagrant {
         &self.topology
     }
 
+    fn command(&self) -> String {
+        "trellis-lab --vagrant".to_owned()
+    }
+
     fn create(&self) -> Result<()> {
         self.vagrant(&["up"])?;
         self.learn_ssh()
@@ -300,7 +304,7 @@ impl Backend for Vagrant {
                 self.as_root(
                     node,
                     &format!(
-                        "nft 'table inet {PARTITION} {{ chain in {{ type filter hook prerouting priority -500; ether saddr {{ {elements} }} drop; }} }}'"
+                        "nft 'table inet {PARTITION} {{ chain in {{ type filter hook prerouting priority -500; ether saddr {{ {elements} }} drop; }}; }}'"
                     ),
                 )?;
             }

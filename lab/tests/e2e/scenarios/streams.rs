@@ -31,7 +31,7 @@ impl Drop for Running {
 /// The address after "Forwarding from 127.0.0.1:PORT", as kubectl says it.
 pub fn port_forward(cluster: &Cluster, target: &str, port: u16) -> (Running, u16) {
     let mut command = cluster.trellis_command(&["port-forward", target, &format!(":{port}")]);
-    let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let lines = lines_of(child.0.stdout.take().unwrap());
     let line = lines.recv_timeout(LIMIT).unwrap();
     let local =
@@ -97,11 +97,24 @@ pub fn through_any_member(cluster: &mut Cluster) -> Outcome {
     writer.join().unwrap().unwrap();
     assert!(back == long, "{} bytes of {} came back", back.len(), long.len());
 
-    let (_forward, port) = port_forward(cluster, &format!("pod/{pod}"), web::PORT);
+    let (mut forward, port) = port_forward(cluster, &format!("pod/{pod}"), web::PORT);
     for _ in 0..3 {
         let answer = http_through(port);
         assert!(answer.contains(&format!("pod {pod}")), "{answer}");
     }
+    // With its Pod gone it ends, and says why.
+    assert!(forward.0.try_wait().unwrap().is_none(), "port-forward has ended before its Pod");
+    cluster.trellis(&["delete", "pod", pod, "--grace-period=1"]).ok();
+    let mut ended = None;
+    wait::until_true("the end of port-forward", LIMIT, || {
+        ended = forward.0.try_wait().unwrap();
+        ended.is_some()
+    })
+    .unwrap();
+    let mut said = String::new();
+    forward.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains(&format!("lost connection to pod default/{pod}: it ")), "{said}");
+    assert_eq!(ended.and_then(|s| s.code()), Some(1), "{said}");
     Outcome::Passed
 }
 
