@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -128,6 +128,8 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Resu
         _ => {}
     }
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    // A process's umask takes from what it makes: under a service's of 0077 nobody else could read.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -161,7 +163,6 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         sample().store(dir.path()).unwrap();
         assert_eq!(NodeConfig::load(dir.path()).unwrap(), sample());
@@ -172,7 +173,6 @@ mod tests {
 
     #[test]
     fn a_link_in_the_way_is_not_written_through() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let (secret, victim) = (dir.path().join("key"), dir.path().join("victim"));
         fs::write(&victim, "untouched").unwrap();
