@@ -6,7 +6,7 @@ mod raft_support;
 use std::time::Duration;
 
 use raft_support::{Cluster, eventually, key, put, within};
-use trellis_control_plane::raft::{MemberError, ProposeError, Tuning};
+use trellis_control_plane::raft::{LeaderError, MemberError, ProposeError, Tuning};
 use trellis_control_plane::store::{Command, Op, OpError, Outcome, When};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -224,6 +224,28 @@ async fn every_member_tells_what_the_leader_knows_and_one_cut_off_names_no_leade
     .await;
     let told = within("its overview", SOON, cluster.node(leader).overview()).await;
     assert_eq!(told.leader_id, Some(successor));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_the_log_does_not_reach_keeps_nobody_waiting() {
+    let cluster = Cluster::new(3, calm()).await;
+    let leader = cluster.leader(&[1, 2, 3]).await;
+    let deaf = (1..=3).find(|id| *id != leader).unwrap();
+    within("the control", SOON, cluster.node(deaf).propose(put("before", "v"))).await.unwrap();
+    // It can ask the leader, which therefore tells it how far to read, but hears no entries.
+    cluster.cut(leader, deaf, true);
+    let (reader, writer) = (cluster.node(deaf).clone(), cluster.node(deaf).clone());
+    within("a write elsewhere", SOON, cluster.node(leader).propose(put("elsewhere", "v"))).await.unwrap();
+    let (read, written) = tokio::join!(
+        within("the barrier ends", SOON * 2, reader.read_barrier()),
+        within("the write ends", SOON * 2, writer.propose(put("through", "v"))),
+    );
+    assert!(matches!(read, Err(LeaderError::Unavailable { .. })), "{read:?}");
+    assert!(matches!(written, Err(ProposeError::Unknown { .. })), "{written:?}");
+    assert!(cluster.node(leader).store().get(&key("through")).is_some(), "the control: it got there");
+    cluster.cut(leader, deaf, false);
+    eventually("it hears the leader again", SOON, || cluster.node(deaf).store().get(&key("through"))).await;
+    within("it reads again", SOON, cluster.node(deaf).read_barrier()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -25,6 +25,9 @@ use crate::store::{Compacted, Store, WatchBatch, WatchFilter, Watcher};
 
 /// Leases are looked at this often at least, so that strangers' are forgotten.
 const LOOK_AT_LEASES_EVERY: Duration = Duration::from_secs(5);
+/// Objects decoded in one turn, some milliseconds: heartbeats may share the thread, and a new leader
+/// that sends none is soon none.
+const LOADS_A_TURN: usize = 256;
 /// A member that could not start leading tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -107,7 +110,7 @@ impl Controllers {
 
 impl Session<'_> {
     async fn run(&mut self) -> Result<(), Compacted> {
-        let mut watcher = self.list()?;
+        let mut watcher = self.list().await?;
         let mut gossip = self.base.gossip.subscribe();
         let mut look = Instant::now();
         loop {
@@ -125,6 +128,9 @@ impl Session<'_> {
             if let Some(at) = self.engine.next_assessment(&now) {
                 look = look.min(at.into());
             }
+            if self.engine.is_behind() {
+                tokio::task::yield_now().await;
+            }
             let wake = self.engine.next_deadline(&now).map_or(look, |at| look.min(at.into()));
             tokio::select! {
                 batch = watcher.next() => self.take(&batch?),
@@ -137,14 +143,17 @@ impl Session<'_> {
     }
 
     /// Subscribes, then lists: both of the same revision.
-    fn list(&mut self) -> Result<Watcher, Compacted> {
+    async fn list(&mut self) -> Result<Watcher, Compacted> {
         let now = Now::read();
         // Owners before dependents, Namespaces and Nodes before all.
         let kinds: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
         let (lists, revision) = self.base.store.list_kinds(&kinds);
         let watcher = self.base.store.watch(WatchFilter::kinds(kinds), revision)?;
         let objects = lists.iter().map(Vec::len).sum::<usize>();
-        for object in lists.iter().flatten() {
+        for (i, object) in lists.iter().flatten().enumerate() {
+            if i % LOADS_A_TURN == LOADS_A_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
             complain(self.engine.load(&object.key, object.revision, &object.object, &now));
         }
         self.engine.on_revision(revision);

@@ -166,6 +166,44 @@ async fn only_a_leader_acts_and_a_dead_nodes_pods_are_bound_elsewhere() {
     control.end().await;
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn a_new_leader_lets_others_run_while_it_reads_the_state() {
+    let (lab, task) = Lab::start();
+    lab.seed().await;
+    let objects = 8 * LOADS_A_TURN;
+    for i in 0..objects {
+        let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": format!("c{i}"), "namespace": "default"}});
+        lab.create(self::object(object)).await;
+    }
+    let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::task::yield_now().await;
+    let base = Controllers {
+        store: lab.backend.store().clone(),
+        writer: Arc::new(lab.writer.clone()),
+        leadership: lab.leadership.subscribe(),
+        registry: lab.registry.clone(),
+        gossip: lab.gossip.clone(),
+    };
+    let engine = Engine::new(Config::default(), 1, 7, &Now::read());
+    let config = |_: &Store| Config::default();
+    let mut session = Session { base: &base, config: &config, term: 1, engine, jobs: JoinSet::new() };
+    let before = turns.load(std::sync::atomic::Ordering::Relaxed);
+    session.list().await.unwrap();
+    let after = turns.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(after - before >= 8, "{} turns of others while {objects} objects were read", after - before);
+    other.abort();
+    lab.stop.cancel();
+    task.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_term_is_over_writes_nothing() {
     let (lab, task) = Lab::start();

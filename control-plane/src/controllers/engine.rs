@@ -9,16 +9,19 @@
 //!
 //! The driver beside it ([`super::driver`]) only moves messages.
 
+mod binding;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use binding::{BIND_BATCH, MAX_BIND_JOBS};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use trellis_model::Kind;
 
 use super::cache::{Cache, CacheError};
 use super::node::cidr::{CidrAllocator, PodRange};
-use super::object::{Note, Now, ObjKey, Plan, Write};
+use super::object::{Note, Now, ObjKey, Plan, TRANSACTION_BYTES, Write};
 use super::pod_gc::PodGc;
 use super::queue::Queue;
 use super::recorder::Recorder;
@@ -28,16 +31,15 @@ use super::{dispatch, plans, retention};
 use crate::nodes::Assessor;
 use crate::nodes::reach::{Reach, Reports};
 use crate::nodes::verdict::Signals;
-use crate::scheduler::{Decision, Scheduler, write as scheduling};
-use crate::store::{Event, Key, Stored};
+use crate::scheduler::Scheduler;
+use crate::store::{Event, Key, MAX_TRANSACTION_OPS, Stored};
 
 /// Transactions of controllers on their way at a time: enough to fill one fsync, few enough
 /// that a leader that is losing its majority does not pile them up.
 const MAX_IN_FLIGHT: usize = 64;
-/// Bindings in one transaction.
-const BIND_BATCH: usize = 128;
-/// Transactions of bindings on their way at a time.
-const MAX_BIND_JOBS: usize = 4;
+/// Keys planned in one turn: a new leader has one for each object, and the member's other tasks,
+/// heartbeats among them, may share its thread.
+const PLANS_A_TURN: usize = 256;
 
 /// What an operator may set.
 #[derive(Debug, Clone)]
@@ -102,6 +104,10 @@ pub struct Engine {
     words_in_flight: bool,
     events_in_flight: bool,
     fenced: bool,
+    /// Decisions of the scheduler in one transaction: less than [`BIND_BATCH`] after one that was too large.
+    bind_batch: usize,
+    /// Writes in one transaction of a work whose last one was too large.
+    shortened: HashMap<Work, usize>,
 }
 
 impl Engine {
@@ -131,6 +137,8 @@ impl Engine {
             words_in_flight: false,
             events_in_flight: false,
             fenced: false,
+            bind_batch: BIND_BATCH,
+            shortened: HashMap::new(),
         }
     }
 
@@ -206,16 +214,24 @@ impl Engine {
         self.reach = reach;
     }
 
-    /// Plans what is due. Never plans one key twice at a time.
+    /// Whether the last turn left something that could be planned at once.
+    pub fn is_behind(&self) -> bool {
+        self.works_in_flight < MAX_IN_FLIGHT && !self.queue.is_empty()
+    }
+
+    /// Plans what is due, as much as one turn may. Never plans one key twice at a time.
     pub fn poll(&mut self, now: &Now) -> Vec<Job> {
         if self.assess_due || self.assessor.next_deadline(now.mono).is_some_and(|t| t <= now.mono) {
             self.assess_due = false;
             dispatch::assess(self, now);
         }
         let mut jobs = Vec::new();
-        while self.works_in_flight < MAX_IN_FLIGHT
+        let mut planned = 0;
+        while planned < PLANS_A_TURN
+            && self.works_in_flight < MAX_IN_FLIGHT
             && let Some(work) = self.queue.pop(now.mono)
         {
+            planned += 1;
             let plan = plans::plan(self, &work, now);
             self.start(work, plan, &mut jobs);
         }
@@ -235,12 +251,7 @@ impl Engine {
             }
             Origin::Words(pods) => {
                 self.words_in_flight = false;
-                self.note_fence(&written);
-                if matches!(written, Written::Done(_)) {
-                    self.recorder.tell(flight.notes);
-                } else {
-                    pods.iter().for_each(|p| self.scheduler.words_failed(p));
-                }
+                self.words_done(&pods, flight.notes, &written);
             }
             Origin::Events => {
                 self.events_in_flight = false;
@@ -271,8 +282,13 @@ impl Engine {
         if let Some(at) = plan.again_at {
             self.queue.add_at(work.clone(), at);
         }
-        let acts = plan.writes.iter().any(|w| !matches!(w, Write::Check { .. }));
+        // A step of a rollout is one, or its bounds do not hold; its objects are few.
+        if !matches!(work, Work::Deployment(_)) {
+            plan.cut(self.shortened.get(&work).copied().unwrap_or(MAX_TRANSACTION_OPS), TRANSACTION_BYTES);
+        }
+        let acts = plan.writes.iter().any(|w| !w.is_check());
         if !acts || !self.guard_creations(&mut plan) {
+            self.shortened.remove(&work);
             self.queue.done(&work, None, self.cache.revision());
             return;
         }
@@ -292,39 +308,6 @@ impl Engine {
         let key = ObjKey::new(Kind::Namespace, "", name);
         plan.writes.push(Write::Check { key, revision: namespace.revision });
         true
-    }
-
-    fn schedule(&mut self, now: &Now, jobs: &mut Vec<Job>) {
-        while self.binds_in_flight < MAX_BIND_JOBS && !self.words_in_flight && self.scheduler.has_work(now.mono) {
-            let decisions = self.scheduler.schedule(BIND_BATCH, now.mono);
-            let (mut binds, mut words) = (Vec::new(), Vec::new());
-            let (mut bind_writes, mut bind_notes) = (Vec::new(), Vec::new());
-            let (mut word_writes, mut word_notes) = (Vec::new(), Vec::new());
-            for decision in decisions {
-                match decision {
-                    Decision::Bind { pod, node } => {
-                        let (write, note) = scheduling::bind(&pod, &node, now);
-                        binds.push((pod.key.clone(), pod.item.revision));
-                        bind_writes.push(write);
-                        bind_notes.push(note);
-                    }
-                    Decision::Unschedulable { pod, message } => {
-                        let Some((write, note)) = scheduling::unschedulable(&pod.item, &message, now) else { continue };
-                        words.push(pod.key.clone());
-                        word_writes.push(write);
-                        word_notes.push(note);
-                    }
-                }
-            }
-            if !binds.is_empty() {
-                self.binds_in_flight += 1;
-                self.fly(Origin::Binds(binds), bind_writes, bind_notes, jobs);
-            }
-            if !words.is_empty() {
-                self.words_in_flight = true;
-                self.fly(Origin::Words(words), word_writes, word_notes, jobs);
-            }
-        }
     }
 
     fn record(&mut self, now: &Now, jobs: &mut Vec<Job>) {
@@ -351,6 +334,7 @@ impl Engine {
         self.note_fence(&written);
         match written {
             Written::Done(revision) => {
+                self.lengthen(&work);
                 self.recorder.tell(notes);
                 // What was too much for one transaction goes on; else the next plan is empty.
                 self.queue.add(work.clone());
@@ -362,6 +346,9 @@ impl Engine {
             }
             Written::Fenced => self.queue.failed(&work, now.mono),
             Written::Failed(error) => {
+                if let WriteError::TooLarge { writes, .. } = &error {
+                    self.shortened.insert(work.clone(), (writes / 2).max(1));
+                }
                 tracing::warn!(?work, %error, "a transaction failed");
                 self.recorder.tell(plans::failure_note(self, &work, &error));
                 self.queue.failed(&work, now.mono);
@@ -369,22 +356,13 @@ impl Engine {
         }
     }
 
-    fn binds_done(&mut self, pods: &[(crate::scheduler::pod::PodKey, u64)], notes: Vec<Note>, written: &Written) {
-        self.note_fence(written);
-        let stale = match written {
-            Written::Done(_) => {
-                self.recorder.tell(notes);
-                return;
+    /// What was too large is halved until it fits, and doubled again while it does.
+    fn lengthen(&mut self, work: &Work) {
+        if let Some(count) = self.shortened.get_mut(work) {
+            *count *= 2;
+            if *count >= MAX_TRANSACTION_OPS {
+                self.shortened.remove(work);
             }
-            Written::Conflict(at, _) => Some(*at),
-            Written::Failed(WriteError::NotCommitted { .. }) | Written::Fenced => None,
-            Written::Failed(error) => {
-                tracing::warn!(%error, "bindings failed");
-                None
-            }
-        };
-        for (i, (key, revision)) in pods.iter().enumerate() {
-            self.scheduler.bind_failed(key, (stale == Some(i)).then_some(*revision));
         }
     }
 

@@ -35,10 +35,17 @@ pub fn plan(cache: &Cache, namespace: &Arc<Item<Namespace>>, now: &Now) -> Plan 
     // Events do not keep a Namespace: they go in the transaction after it is empty.
     let events = cache.events_of(namespace.name()).take(BURST);
     plan.writes.extend(events.map(|key| Write::Delete { key: key.clone(), uid: String::new(), revision: None }));
-    if plan.writes.is_empty() {
+    if plan.writes.is_empty() && !held_by_others(namespace) {
         plan.writes.push(finalize(namespace));
     }
     plan
+}
+
+/// Its own finalizer is taken out already: whose the others are takes them out, or nobody does.
+fn held_by_others(namespace: &Item<Namespace>) -> bool {
+    let own = namespace.object.spec.as_ref().and_then(|s| s.finalizers.as_ref());
+    let others = namespace.object.metadata.finalizers.as_ref();
+    own.is_none_or(Vec::is_empty) && others.is_some_and(|f| !f.is_empty())
 }
 
 /// Takes the `kubernetes` finalizer from spec; without others the Namespace is gone with it.

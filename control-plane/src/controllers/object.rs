@@ -10,6 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::jiff::Timestamp;
 use trellis_model::{Kind, Object};
 
+use crate::store::{MAX_OBJECT_BYTES, MAX_TRANSACTION_BYTES};
+
 /// Identity of one object of a served kind. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjKey {
@@ -172,7 +174,25 @@ pub struct MetaEdit {
     pub drop_finalizer: Option<String>,
 }
 
+/// Bytes of objects that one transaction of controllers holds: half of what the store takes, since
+/// the keys that objects are found by come beside them.
+pub const TRANSACTION_BYTES: usize = MAX_TRANSACTION_BYTES / 2;
+
 impl Write {
+    /// Bytes of JSON that it puts into a transaction, as far as it is known here: edits of objects
+    /// that are not decoded count for nothing.
+    pub fn weight(&self) -> usize {
+        match self {
+            Write::Create(o) | Write::Record(o) | Write::Update { object: o, .. } => o.encode().len(),
+            Write::Delete { .. } | Write::Terminate { .. } | Write::Check { .. } | Write::EditMeta { .. } => 0,
+        }
+    }
+
+    /// Whether it only guards the others.
+    pub fn is_check(&self) -> bool {
+        matches!(self, Write::Check { .. })
+    }
+
     /// The object concerned.
     pub fn key(&self) -> ObjKey {
         match self {
@@ -214,6 +234,13 @@ impl Note {
         Self { about, warning: false, reason, message, component }
     }
 
+    /// The object that it is about.
+    fn key(&self) -> Option<ObjKey> {
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let kind = Kind::ALL.into_iter().find(|k| Some(k.name()) == self.about.kind.as_deref())?;
+        Some(ObjKey::new(kind, text(&self.about.namespace), text(&self.about.name)))
+    }
+
     /// The same as a warning.
     pub fn warning(mut self) -> Self {
         self.warning = true;
@@ -233,6 +260,34 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Leaves what fits into `count` writes and `bytes`, at least one, and all checks. Only for plans
+    /// each of whose writes is good without the later ones, which are planned again after them.
+    /// Notes about objects whose writes are left out are too.
+    pub fn cut(&mut self, count: usize, bytes: usize) {
+        // So few always fit, whatever they are.
+        if self.writes.len() <= count.min(bytes / MAX_OBJECT_BYTES) {
+            return;
+        }
+        let (mut kept, mut used) = (0, 0);
+        let mut out = std::collections::BTreeSet::new();
+        self.writes.retain(|write| {
+            if write.is_check() {
+                return true;
+            }
+            used += if out.is_empty() { write.weight() } else { 0 };
+            let fits = out.is_empty() && (kept == 0 || (kept < count && used <= bytes));
+            if fits {
+                kept += 1;
+            } else {
+                out.insert(write.key());
+            }
+            fits
+        });
+        if !out.is_empty() {
+            self.notes.retain(|note| note.key().is_none_or(|key| !out.contains(&key)));
+        }
+    }
+
     /// Looks again at `at`, or sooner if that is asked for already.
     pub fn again(&mut self, at: Instant) {
         self.again_at = Some(self.again_at.map_or(at, |t| t.min(at)));

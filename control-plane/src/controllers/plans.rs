@@ -37,11 +37,10 @@ pub(super) fn plan(engine: &mut Engine, work: &Work, now: &Now) -> Plan {
 
 fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
     let Some(item) = engine.cache.nodes.get("", name).cloned() else { return Plan::default() };
-    if item.deleting() {
-        return Plan::default();
-    }
     let has = item.object.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref()).is_some_and(|c| !c.is_empty());
-    let cidrs = if has { Vec::new() } else { engine.cidrs.allocate(name, now.mono) };
+    // One that goes gets none any more; taints and conditions tell of it until it is gone.
+    let lacks = !has && !item.deleting();
+    let cidrs = if !lacks { Vec::new() } else { engine.cidrs.allocate(name, now.mono) };
     let standing = engine.assessor.track(name).map_or(Standing::Healthy, |t| t.standing);
     let reach = node::reach::find(name, &engine.reach, || {
         let born = |n: &Node| n.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second());
@@ -56,7 +55,7 @@ fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
         reach: &reach,
     };
     let mut plan = node::plan(&input, now);
-    if !has && cidrs.is_empty() && !engine.config.pod_ranges.is_empty() {
+    if lacks && cidrs.is_empty() && !engine.config.pod_ranges.is_empty() {
         if let Some(at) = engine.cidrs.next_free() {
             plan.again(at);
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use trellis_model::resources::is_finished;
 
 use super::cache::{Cache, node_of};
-use super::object::{HasMeta, Now, Plan};
+use super::object::{Now, Plan};
 use super::pods;
 
 /// A full look at all Pods, as Kubernetes' podgc does.
@@ -38,18 +38,15 @@ impl PodGc {
                 plan.again(due);
                 continue;
             }
-            plan.writes.extend(cache.pods_on(node).map(|p| pods::remove(p)));
+            plan.writes.extend(cache.pods_on(node).filter_map(|p| pods::remove(p, now)));
         }
         let never_bound = cache.pods.iter().filter(|p| p.deleting() && node_of(p).is_none());
-        let held = |m: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
-            m.finalizers.as_ref().is_some_and(|f| !f.is_empty())
-        };
-        plan.writes.extend(never_bound.filter(|p| !held(p.object.meta())).map(|p| pods::remove(p)));
+        plan.writes.extend(never_bound.filter_map(|p| pods::remove(p, now)));
         let mut finished: Vec<_> = cache.pods.iter().filter(|p| is_finished(&p.object) && !p.deleting()).collect();
         let excess = finished.len().saturating_sub(keep_finished);
         if excess > 0 {
             finished.sort_by_key(|p| p.object.metadata.creation_timestamp.clone());
-            plan.writes.extend(finished.into_iter().take(excess).map(|p| pods::remove(p)));
+            plan.writes.extend(finished.into_iter().take(excess).filter_map(|p| pods::remove(p, now)));
         }
         plan.writes.sort_by_key(super::object::Write::key);
         plan.writes.dedup_by_key(|w| w.key());
@@ -73,7 +70,9 @@ impl PodGc {
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
+    use crate::controllers::object::Write;
     use crate::controllers::testing::{World, pod};
+    use trellis_model::Object;
 
     #[test]
     fn pods_of_a_node_that_is_gone_leave_after_a_grace() {
@@ -87,6 +86,25 @@ mod tests {
         assert!(first.writes.is_empty());
         let later = Now { mono: now.mono + ORPHAN_GRACE, ..now };
         assert_eq!(gc.plan(&w.cache, 100, &later).writes.len(), 1);
+    }
+
+    #[test]
+    fn what_finalizers_hold_is_marked_once_and_stays() {
+        let mut w = World::new();
+        let mut p = pod("default", "a");
+        p.metadata.finalizers = Some(vec!["example.com/stay".into()]);
+        p.spec.get_or_insert_default().node_name = Some("gone".into());
+        w.create(p.clone());
+        let mut gc = PodGc::default();
+        let now = w.now();
+        gc.plan(&w.cache, 100, &now);
+        let later = Now { mono: now.mono + ORPHAN_GRACE, ..now };
+        let plan = gc.plan(&w.cache, 100, &later);
+        let [Write::Update { object: Object::Pod(marked), .. }] = &plan.writes[..] else { panic!("{plan:?}") };
+        assert_eq!(marked.metadata.deletion_grace_period_seconds, Some(0));
+        assert_eq!(marked.metadata.finalizers, p.metadata.finalizers);
+        w.create((**marked).clone());
+        assert!(gc.plan(&w.cache, 100, &later).writes.is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use trellis_model::resources::is_finished;
 use trellis_model::{Object, conditions};
 
 use super::cache::node_of;
-use super::object::{HasMeta, Item, Now, Write};
+use super::object::{Item, Now, Write};
 
 /// Whether it runs or may run: neither finished nor terminating.
 pub fn active(pod: &Item<Pod>) -> bool {
@@ -54,28 +54,33 @@ pub fn delete(pod: &Item<Pod>, now: &Now) -> Option<Write> {
     if pod.deleting() {
         return None;
     }
-    let meta = &pod.object.metadata;
-    let unbound_or_done = node_of(pod).is_none() || is_finished(&pod.object);
-    let held = meta.finalizers.as_ref().is_some_and(|f| !f.is_empty());
-    if unbound_or_done && !held {
-        return Some(remove(pod));
+    if node_of(pod).is_none() || is_finished(&pod.object) {
+        return remove(pod, now);
     }
     let grace = pod.object.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30).max(0);
-    let grace = if unbound_or_done { 0 } else { grace };
+    Some(mark(pod, grace, now))
+}
+
+/// The write that marks it as terminating, with so many seconds from now.
+fn mark(pod: &Item<Pod>, grace: i64, now: &Now) -> Write {
     let mut marked = pod.object.clone();
     let at = now.wall.checked_add(k8s_openapi::jiff::SignedDuration::from_secs(grace)).unwrap_or(now.wall);
     let deadline = Now { wall: at, ..*now };
     marked.metadata.deletion_timestamp = Some(deadline.time());
     marked.metadata.deletion_grace_period_seconds = Some(grace);
-    Some(Write::Update { object: Object::Pod(Box::new(marked)), revision: pod.revision })
+    Write::Update { object: Object::Pod(Box::new(marked)), revision: pod.revision }
 }
 
 /// The write that removes a Pod whatever its agent thinks: the node is dead or gone, or nothing
-/// runs. Only this version of it: a Pod that was bound a moment ago is looked at again.
-pub fn remove(pod: &Item<Pod>) -> Write {
-    Write::Delete {
-        key: pod.key(),
-        uid: pod.object.meta().uid.clone().unwrap_or_default(),
-        revision: Some(pod.revision),
+/// runs. Only this version of it: a Pod that was bound a moment ago is looked at again. One that
+/// finalizers hold is marked with a grace period of 0 instead, and goes with the last of them;
+/// `None`: it is marked so already.
+pub fn remove(pod: &Item<Pod>, now: &Now) -> Option<Write> {
+    let meta = &pod.object.metadata;
+    if meta.finalizers.as_ref().is_none_or(Vec::is_empty) {
+        let uid = meta.uid.clone().unwrap_or_default();
+        return Some(Write::Delete { key: pod.key(), uid, revision: Some(pod.revision) });
     }
+    let marked = pod.deleting() && meta.deletion_grace_period_seconds == Some(0);
+    (!marked).then(|| mark(pod, 0, now))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Event, EventSource};
 use trellis_model::{Kind, Object};
 
-use super::object::{Note, Now, ObjKey, Write};
+use super::object::{Note, Now, ObjKey, TRANSACTION_BYTES, Write};
 
 /// Notes that wait to be written; more are dropped and counted.
 const MAX_PENDING: usize = 4_096;
@@ -69,7 +69,9 @@ impl Recorder {
     pub fn batch(&mut self, now: &Now, namespaces: impl Fn(&str) -> bool) -> Vec<Write> {
         let mut writes: Vec<Write> = Vec::new();
         let mut seen: std::collections::HashSet<ObjKey> = std::collections::HashSet::new();
+        let mut bytes = 0;
         while writes.len() < BATCH
+            && bytes < TRANSACTION_BYTES
             && let Some(note) = self.pending.pop_front()
         {
             let namespace = note.about.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
@@ -80,7 +82,9 @@ impl Recorder {
             let object = Object::Event(Box::new(event));
             let key = ObjKey::of(Kind::Event, object.meta());
             if seen.insert(key) {
-                writes.push(Write::Record(object));
+                let write = Write::Record(object);
+                bytes += write.weight();
+                writes.push(write);
             }
         }
         writes

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{EnvVar, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
 use trellis_model::{Kind, Object};
 
 use super::deployment::{max_surge, max_unavailable, revision};
+use super::engine::Engine;
 use super::node::ready_status;
-use super::object::{ObjKey, controller_ref};
+use super::object::{ObjKey, Write, controller_ref};
 use super::pods;
 use super::testing::{Sim, deployment, node, object, pod};
+use super::writer::Written;
+use crate::api::ops::Backend as _;
 use crate::nodes::GossipView;
 use crate::nodes::leases::LEASE_TTL;
 use crate::nodes::verdict::Signals;
@@ -251,7 +254,7 @@ fn a_terminating_namespace_is_emptied_and_goes() {
     assert_eq!(sim.pods().len(), 3);
     let key = ObjKey::new(Kind::Namespace, "", "x");
     let revision = sim.get(&key).unwrap().1;
-    sim.commit(vec![super::object::Write::Terminate { key: key.clone(), revision }]);
+    sim.commit(vec![Write::Terminate { key: key.clone(), revision }]);
     sim.run();
     assert!(sim.get(&key).is_none());
     assert!(sim.pods().is_empty() && sim.all(Kind::ReplicaSet).is_empty());
@@ -350,6 +353,171 @@ fn a_pod_with_a_node_name_is_left_alone_and_counted() {
     sim.create(p);
     sim.settle();
     assert_eq!(sim.engine.scheduler().node("n0").unwrap().pods, 1);
+}
+
+/// Makes a Pod's spec larger by so many bytes.
+fn load(spec: &mut PodSpec, bytes: usize) {
+    let ballast = EnvVar { name: "BALLAST".into(), value: Some("x".repeat(bytes)), ..EnvVar::default() };
+    spec.containers[0].env = Some(vec![ballast]);
+}
+
+/// A Pod of about so many bytes.
+fn big(name: &str, bytes: usize) -> Pod {
+    let mut p = pod("default", name);
+    load(p.spec.as_mut().unwrap(), bytes);
+    p
+}
+
+/// Seven of them are more than one transaction may hold.
+const BALLAST: usize = 1_300_000;
+
+#[test]
+fn big_pods_are_bound_in_as_many_transactions_as_it_takes() {
+    let mut sim = cluster(1);
+    for i in 0..8 {
+        sim.create(big(&format!("p{i}"), BALLAST));
+    }
+    // One that is as large as an object may be has no room for the name of a node.
+    let (mut least, mut most) = (BALLAST, 2 * BALLAST);
+    while least + 1 < most {
+        let size = (least + most) / 2;
+        let object = Object::Pod(Box::new(big("full", size)));
+        let fits = matches!(sim.commit(vec![Write::Create(object)]), Written::Done(_));
+        *(if fits { &mut least } else { &mut most }) = size;
+        if fits {
+            sim.delete(&ObjKey::new(Kind::Pod, "default", "full"));
+        }
+    }
+    sim.create(big("full", least));
+    for _ in 0..1_000 {
+        sim.deliver();
+        sim.plan();
+        let Some(job) = (!sim.jobs.is_empty()).then(|| sim.jobs.remove(0)) else { break };
+        let written = sim.commit(job.writes);
+        sim.engine.on_done(job.id, written, &sim.now);
+    }
+    assert!(sim.jobs.is_empty(), "what cannot be bound is not tried for ever");
+    let (bound, not): (Vec<_>, Vec<_>) =
+        sim.pods().into_iter().partition(|p| p.spec.as_ref().unwrap().node_name.is_some());
+    assert_eq!(bound.len(), 8);
+    assert!(not.iter().all(|p| p.metadata.name.as_deref() == Some("full")), "{}", not.len());
+}
+
+#[test]
+fn a_replica_set_makes_and_deletes_big_pods_in_pieces() {
+    let mut sim = cluster(1);
+    let mut d = deployment("web", 7, "1m");
+    load(d.spec.as_mut().unwrap().template.spec.as_mut().unwrap(), BALLAST);
+    sim.create(d);
+    sim.run();
+    assert_eq!(sim.pods().len(), 7);
+    let told = events(&sim, "SuccessfulCreate");
+    assert_eq!(told.len(), 7, "each is told of once: {told:?}");
+    edit_deployment(&mut sim, "web", |d| d.spec.as_mut().unwrap().replicas = Some(0));
+    sim.run();
+    assert!(sim.pods().is_empty());
+}
+
+#[test]
+fn edits_of_objects_that_are_not_decoded_are_halved_until_they_fit() {
+    let mut sim = cluster(0);
+    let owner = |finalizers: Vec<&str>| {
+        object(serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "owner", "namespace": "default", "finalizers": finalizers}}))
+    };
+    sim.create(owner(vec!["orphan"]));
+    let key = ObjKey::new(Kind::ConfigMap, "default", "owner");
+    let uid = sim.get(&key).unwrap().0.uid().to_owned();
+    // A ConfigMap holds a megabyte at most.
+    for i in 0..9 {
+        sim.create(object(serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": format!("c{i}"), "namespace": "default", "ownerReferences":
+                [{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}]},
+            "data": {"ballast": "x".repeat(1_000_000)}})));
+    }
+    let revision = sim.get(&key).unwrap().1;
+    let done = sim.commit(vec![Write::Terminate { key: key.clone(), revision }]);
+    assert!(matches!(done, Written::Done(_)), "{done:?}");
+    for _ in 0..100 {
+        sim.deliver();
+        sim.plan();
+        while !sim.jobs.is_empty() {
+            let job = sim.jobs.remove(0);
+            let written = sim.commit(job.writes);
+            sim.engine.on_done(job.id, written, &sim.now);
+        }
+        sim.pass(Duration::from_millis(50));
+    }
+    assert!(sim.get(&key).is_none());
+    let orphans = sim.all(Kind::ConfigMap);
+    assert_eq!(orphans.len(), 9);
+    assert!(orphans.iter().all(|o| o.meta().owner_references.as_ref().is_none_or(Vec::is_empty)));
+}
+
+#[test]
+fn a_namespace_that_others_hold_is_left_to_them() {
+    let mut sim = Sim::new();
+    sim.create(object(serde_json::json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "dev", "finalizers": ["example.com/stay"]}})));
+    let key = ObjKey::new(Kind::Namespace, "", "dev");
+    let revision = sim.get(&key).unwrap().1;
+    let done = sim.commit(vec![Write::Terminate { key: key.clone(), revision }]);
+    assert!(matches!(done, Written::Done(_)), "{done:?}");
+    sim.settle();
+    let Some((Object::Namespace(held), _)) = sim.get(&key) else { panic!("it is held") };
+    assert!(held.spec.unwrap().finalizers.is_none_or(|f| f.is_empty()), "its controller is through with it");
+    let commits = sim.commits;
+    sim.pass(Duration::from_secs(60));
+    sim.settle();
+    assert_eq!(sim.commits, commits, "planning again yields none");
+    sim.edit(&key, |o| o.meta_mut().finalizers = None);
+    assert!(sim.get(&key).is_none());
+}
+
+#[test]
+fn a_turn_plans_no_more_than_its_share() {
+    let mut sim = cluster(0);
+    // Fewer than the pod range has CIDRs for.
+    for i in 0..200 {
+        sim.create(node(&format!("n{i}"), "4", "8Gi"));
+    }
+    sim.settle();
+    // The next leader has all of them to look at, and nothing to write.
+    let mut engine = Engine::new(sim.engine.config.clone(), 1, 8, &sim.now);
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
+    let (lists, revision) = sim.backend.store().list_kinds(&kinds);
+    for o in lists.iter().flatten() {
+        engine.load(&o.key, o.revision, &o.object, &sim.now).unwrap();
+    }
+    engine.on_revision(revision);
+    let mut turns = 1;
+    let all = engine.queue.len();
+    assert!(engine.poll(&sim.now).is_empty());
+    assert!(all > engine.queue.len() && all - engine.queue.len() <= 256, "{all} -> {}", engine.queue.len());
+    assert_eq!(engine.next_deadline(&sim.now), Some(sim.now.mono), "the rest is due now");
+    while engine.is_behind() {
+        engine.poll(&sim.now);
+        turns += 1;
+    }
+    assert!(engine.queue.is_empty() && turns >= 2, "{turns}");
+}
+
+#[test]
+fn a_node_that_goes_and_is_held_still_tells_that_it_is_dead() {
+    let mut sim = cluster(3);
+    let held = ObjKey::new(Kind::Node, "", "n2");
+    sim.edit(&held, |o| o.meta_mut().finalizers = Some(vec!["example.com/stay".into()]));
+    signals(&mut sim, &["n0", "n1", "n2"], &[]);
+    let revision = sim.get(&held).unwrap().1;
+    let done = sim.commit(vec![Write::Terminate { key: held, revision }]);
+    assert!(matches!(done, Written::Done(_)), "{done:?}");
+    sim.settle();
+    sim.pass(LEASE_TTL);
+    signals(&mut sim, &["n0", "n1"], &["n2"]);
+    sim.settle();
+    let node = sim.get_node("n2");
+    assert_eq!(ready_status(&node), Some("Unknown"));
+    assert!(node.spec.unwrap().taints.is_some_and(|t| !t.is_empty()));
 }
 
 fn active(sim: &Sim) -> Vec<Pod> {

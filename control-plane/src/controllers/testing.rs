@@ -223,7 +223,7 @@ impl Sim {
         let jobs = self.engine.poll(&self.now);
         let any = !jobs.is_empty();
         self.jobs.extend(jobs);
-        any
+        any || self.engine.is_behind()
     }
 
     /// One planned transaction is committed and reported.

@@ -8,9 +8,10 @@ use trellis_model::Object;
 
 use super::object::{MetaEdit, ObjKey, Write};
 use crate::api::ops::admit::has_finalizers;
+use crate::api::ops::delete::names_freed;
 use crate::api::ops::encode::{decode, key_of};
 use crate::api::ops::{Admission, ApiError, Backend, Change};
-use crate::store::{Command, Op, OpError, Outcome, When};
+use crate::store::{Command, LimitExceeded, Op, OpError, Outcome, When};
 
 /// What became of a transaction.
 #[derive(Debug)]
@@ -45,6 +46,16 @@ pub enum WriteError {
         first: ObjKey,
         /// Why.
         source: ApiError,
+    },
+    /// It is more than the store takes at a time.
+    #[error("transaction of {writes} writes ({first}, …) is too large: {limit}")]
+    TooLarge {
+        /// How many writes.
+        writes: usize,
+        /// The first object.
+        first: ObjKey,
+        /// Which limit.
+        limit: LimitExceeded,
     },
     /// The state machine refused it whole.
     #[error("transaction of {writes} writes ({first}, …) was refused: {why}")]
@@ -167,13 +178,16 @@ impl AdmittedWriter {
                 Err(source) => return Written::Failed(WriteError::Refused { key: write.key(), source }),
             }
         }
+        let freed = names_freed(self.backend.store(), &ops);
+        ops.extend(freed);
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
         match self.backend.propose(Command::new(millis, ops).fenced(term)).await {
-            Ok(Outcome::Done { revisions, .. }) => Written::Done(revisions.into_iter().max().unwrap_or(0)),
-            Ok(Outcome::Failed { op, why, .. }) => Written::Conflict(op, why),
+            // What was freed beside the objects has revisions of its own.
+            Ok(Outcome::Done { revisions, .. }) => Written::Done(revisions.into_iter().take(count).max().unwrap_or(0)),
+            Ok(Outcome::Failed { op, why, .. }) => Written::Conflict(op.min(count - 1), why),
             Ok(Outcome::FencedOut { .. }) => Written::Fenced,
-            Ok(Outcome::TooLarge(limit)) => {
-                Written::Failed(WriteError::RefusedWhole { writes: count, first, why: limit.to_string() })
+            Ok(Outcome::TooLarge(limit)) | Err(ApiError::TooLarge(limit)) => {
+                Written::Failed(WriteError::TooLarge { writes: count, first, limit })
             }
             Ok(Outcome::Refused(why)) => Written::Failed(WriteError::RefusedWhole { writes: count, first, why }),
             Err(source) => Written::Failed(WriteError::NotCommitted { writes: count, first, source }),

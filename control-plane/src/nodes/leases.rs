@@ -79,6 +79,8 @@ impl Lease {
 #[derive(Debug, Default)]
 pub struct LeaseTable {
     term: Option<u64>,
+    /// It holds all nodes that exist, not only those that spoke first.
+    adopted: bool,
     leases: BTreeMap<Arc<str>, Lease>,
 }
 
@@ -86,12 +88,14 @@ impl LeaseTable {
     /// Starts the table of a new term: nothing of an earlier one is kept.
     pub fn begin(&mut self, term: u64) {
         self.term = Some(term);
+        self.adopted = false;
         self.leases.clear();
     }
 
     /// Leadership ended.
     pub fn end(&mut self) {
         self.term = None;
+        self.adopted = false;
         self.leases.clear();
     }
 
@@ -106,6 +110,7 @@ impl LeaseTable {
         if self.term.is_none() {
             return;
         }
+        self.adopted = true;
         for node in nodes.clone() {
             if !self.leases.contains_key(node) && self.leases.len() < MAX_LEASES {
                 self.leases.insert(node.clone(), Lease::granted(now));
@@ -161,8 +166,12 @@ impl LeaseTable {
         self.leases.iter().filter_map(|(node, l)| Some((node.clone(), l.reach.clone()?))).collect()
     }
 
-    /// The smallest applied revision of the netds of live nodes; 0 while one is unknown.
+    /// The smallest applied revision of the netds of live nodes; 0 while one is unknown, and before
+    /// the term's first [`LeaseTable::adopt`]: who has not spoken yet may be behind.
     pub fn floor(&self, now: Instant) -> u64 {
+        if !self.adopted {
+            return 0;
+        }
         let alive = self.leases.values().filter(|l| now.saturating_duration_since(l.renewed_at) < lease_ttl());
         alive.map(|l| l.applied_revision.unwrap_or(0)).min().unwrap_or(0)
     }
@@ -225,6 +234,9 @@ mod tests {
         let now = Instant::now();
         t.begin(1);
         t.renew("n1", "a", now).unwrap();
+        assert_eq!(t.report("n1", 10, now).unwrap(), 0, "who else there is, is not known yet");
+        let nodes: [Arc<str>; 2] = [Arc::from("n1"), Arc::from("n2")];
+        t.adopt(nodes.iter(), now);
         t.renew("n2", "b", now).unwrap();
         assert_eq!(t.report("n1", 10, now).unwrap(), 0, "n2 has said nothing yet");
         assert_eq!(t.report("n2", 7, now).unwrap(), 7);
@@ -233,6 +245,8 @@ mod tests {
         t.renew("n2", "b", later).unwrap();
         assert_eq!(t.floor(later), 12, "n1's lease ended, it no longer holds anybody back");
         assert_eq!(t.floor(later + LEASE_TTL), 0, "nobody alive: nothing is promised");
+        t.begin(2);
+        assert_eq!(t.report("n2", 12, later).unwrap(), 0, "the next term begins anew");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use trellis_proto::peer::leader_client::LeaderClient;
 use trellis_proto::peer::{AddMember, ChangeMembersRequest, RenewLeaseRequest, change_members_request::Change};
 
 use super::config::{Tuning, TypeConfig};
+use super::leader::cut_off_text;
 use super::machine::{Applied, Machine};
 use super::network::Peers;
 use super::proposer::Proposal;
@@ -86,12 +87,23 @@ impl Inner {
     }
 
     /// Waits until this member has applied everything before `next_index`.
-    pub(super) async fn wait_applied(&self, next_index: u64) {
+    ///
+    /// # Errors
+    /// Why it has not: the entries are on their way from a leader that may have fallen silent since.
+    pub(super) async fn wait_applied(&self, next_index: u64, deadline: Instant) -> Result<(), String> {
         let mut applied = self.applied.clone();
         tokio::select! {
+            biased;
             // The sender lives as long as raft does.
-            _ = applied.wait_for(|a| a.next_index >= next_index) => {}
-            () = self.stopped.cancelled() => {}
+            there = applied.wait_for(|a| a.next_index >= next_index) => {
+                there.map(drop).map_err(|_| format!("member {} has stopped", self.id))
+            }
+            () = self.stopped.cancelled() => Err(format!("member {} has stopped", self.id)),
+            silent = reads::cut_off(self) => Err(cut_off_text(self.id, silent)),
+            () = tokio::time::sleep_until(deadline) => {
+                let has = self.applied.borrow().next_index;
+                Err(format!("member {} has applied the log up to {has}, not to {next_index} in time", self.id))
+            }
         }
     }
 }

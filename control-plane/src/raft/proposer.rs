@@ -152,13 +152,13 @@ async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
             let sent = tokio::select! {
                 sent = send(inner, &now, commands) => sent,
                 () = tokio::time::sleep_until(deadline) => Err(Status::unknown("no answer in time")),
-                () = reads::cut_off(inner) => Err(Status::unknown("the majority fell silent meanwhile")),
+                _ = reads::cut_off(inner) => Err(Status::unknown("the majority fell silent meanwhile")),
                 () = superseded(&mut leadership, &now) => Err(Status::unknown("leadership moved meanwhile")),
             };
             match sent {
                 Ok(written) => {
                     let local = now.leader_id == Some(inner.id);
-                    (batch, reason) = settle(inner, batch, written, local, reason).await;
+                    (batch, reason) = settle(inner, batch, written, (local, deadline), reason).await;
                 }
                 Err(status) if wire::is_not_leader(&status) => reason = status.message().to_string(),
                 Err(status) => (batch, reason) = doubt(batch, status.message()),
@@ -207,17 +207,23 @@ async fn settle(
     inner: &Inner,
     batch: Vec<Proposal>,
     written: Written,
-    local: bool,
+    (local, deadline): (bool, Instant),
     mut reason: String,
 ) -> (Vec<Proposal>, String) {
+    let mut unread = None;
     if !local && written.next_index > 0 {
         // The caller shall read its own write on this member.
-        inner.wait_applied(written.next_index).await;
+        unread = inner.wait_applied(written.next_index, deadline).await.err();
     }
     let mut again = Vec::new();
     for (mut proposal, answer) in batch.into_iter().zip(written.answers) {
         match answer {
-            Ok(outcome) => proposal.answer(Ok(outcome)),
+            Ok(outcome) => proposal.answer(match &unread {
+                None => Ok(outcome),
+                Some(why) => {
+                    Err(ProposeError::Unknown { reason: format!("it was answered, but cannot be read here: {why}") })
+                }
+            }),
             Err(Unanswered::NotTaken(why)) => {
                 reason = why;
                 again.push(proposal);

@@ -45,6 +45,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiter>) {
 }
 
 async fn round(inner: &Inner) -> Result<(), LeaderError> {
+    let started = Instant::now();
     let next_index = at_leader(inner, |leadership| async move {
         if leadership.leader_id == Some(inner.id) {
             return inner.read_index_as_leader().await;
@@ -53,8 +54,12 @@ async fn round(inner: &Inner) -> Result<(), LeaderError> {
         Ok(client.read_index(ReadIndexRequest {}).await?.into_inner().log_index)
     })
     .await?;
-    inner.wait_applied(next_index).await;
-    Ok(())
+    let applied = inner.wait_applied(next_index, started + inner.tuning.deadline).await;
+    applied.map_err(|reason| LeaderError::Unavailable {
+        waited_millis: started.elapsed().as_millis() as u64,
+        reason,
+        leader_api_address: inner.leader_hint(),
+    })
 }
 
 /// The channel to the present leader.
@@ -65,9 +70,12 @@ pub(super) fn leader_channel(inner: &Inner, leadership: &Leadership) -> Result<t
     }
 }
 
-/// Ends when this member has been without a quorum for too long.
-pub(super) async fn cut_off(inner: &Inner) {
-    while inner.cut_off().is_none() {
+/// Ends when this member has been without a quorum for too long, and says for how long.
+pub(super) async fn cut_off(inner: &Inner) -> Duration {
+    loop {
+        if let Some(silent) = inner.cut_off() {
+            return silent;
+        }
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -105,7 +113,7 @@ where
             let result = tokio::select! {
                 result = call(now.clone()) => result,
                 () = tokio::time::sleep_until(deadline) => Err(Status::unavailable("no answer in time")),
-                () = cut_off(inner) => Err(Status::unavailable("the majority fell silent meanwhile")),
+                _ = cut_off(inner) => Err(Status::unavailable("the majority fell silent meanwhile")),
                 Ok(_) = leadership.wait_for(moved) => Err(Status::unavailable("leadership moved meanwhile")),
             };
             match result {

@@ -113,7 +113,10 @@ impl Raft for RaftService {
         let snapshot = self.snapshots.reopen(&draft).map_err(disk)?;
         // From here on the state machine owns the file: it adopts or removes it.
         draft.hand_over();
+        let path = snapshot.path.clone();
         let reply = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(stopped)?;
+        // A refused one reaches no state machine.
+        self.snapshots.discard(&path);
         wire::message(&reply).map(Response::new)
     }
 }

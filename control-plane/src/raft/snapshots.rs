@@ -168,6 +168,15 @@ impl Snapshots {
         Ok(SnapshotFile { reader: self.disk.reader(&draft.path)?, path: draft.path.clone() })
     }
 
+    /// Removes a draft's file by its path, if nobody adopted or removed it.
+    pub(super) fn discard(&self, path: &Path) {
+        match self.disk.remove(path) {
+            Ok(()) => tracing::debug!(path = %path.display(), "a snapshot that is not needed is removed"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a refused snapshot cannot be removed"),
+        }
+    }
+
     /// Takes over a draft's file by its path, as a [`SnapshotFile`] names it.
     pub(super) fn draft_at(&self, path: &Path) -> io::Result<Draft> {
         Ok(Draft {
@@ -219,4 +228,34 @@ pub(super) fn read_state(file: SnapshotFile, limits: HistoryLimits) -> io::Resul
 /// Reads a whole snapshot and forgets it: whether it is intact.
 pub fn check_snapshot(file: SnapshotFile) -> io::Result<()> {
     read_state(file, HistoryLimits::default()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+    use crate::raft::config::StoredMembership;
+    use crate::raft::disk::RealDisk;
+
+    #[test]
+    fn a_draft_that_was_handed_over_in_vain_is_discarded_and_an_adopted_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(Arc::new(RealDisk), dir.path()).unwrap();
+        let handed_over = || {
+            let draft = snapshots.draft().unwrap();
+            let path = draft.path.clone();
+            draft.hand_over();
+            path
+        };
+        let files = || std::fs::read_dir(dir.path()).unwrap().count();
+        let refused = handed_over();
+        assert_eq!(files(), 1);
+        snapshots.discard(&refused);
+        assert_eq!(files(), 0);
+        let meta = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
+        let adopted = handed_over();
+        snapshots.adopt(&meta, snapshots.draft_at(&adopted).unwrap()).unwrap();
+        snapshots.discard(&adopted);
+        assert_eq!((files(), snapshots.current().unwrap().is_some()), (1, true));
+    }
 }

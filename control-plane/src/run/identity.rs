@@ -2,6 +2,7 @@
 //! log loses the id with it, and is given another one, since Raft must never see a member
 //! forget what it has promised.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ pub(super) struct Identity {
 /// other members, for as long as it takes.
 pub(super) async fn resolve(settings: &Settings) -> Result<Identity, RunError> {
     let path = settings.data_dir.join("member.json");
-    if let Some(known) = file::read(&path, VERSION)? {
+    if let Some(known) = beside_log(file::read(&path, VERSION)?, &settings.data_dir.join("raft/log")) {
         return Ok(known);
     }
     let me = settings.me()?;
@@ -50,6 +51,16 @@ pub(super) async fn resolve(settings: &Settings) -> Result<Identity, RunError> {
     };
     file::write_compact(&path, &identity)?;
     Ok(identity)
+}
+
+/// What is remembered counts for the log that it was made for: without that, this is a new member.
+fn beside_log(known: Option<Identity>, log: &Path) -> Option<Identity> {
+    let known = known?;
+    if log.is_dir() {
+        return Some(known);
+    }
+    tracing::warn!(id = known.id, log = %log.display(), "the Raft log is not there: this is another member from now on");
+    None
 }
 
 /// A connection to the other members; `None` when there are none.
@@ -81,7 +92,9 @@ async fn ask(settings: &Settings) -> Result<u64, RunError> {
     let mut said: Option<Instant> = None;
     loop {
         let why = match &others {
-            None => "node.json names no other member, and there is no bootstrap.json".to_owned(),
+            None => "node.json names no other member, and there is no bootstrap.json: a cluster is not made a second \
+                     time"
+                .to_owned(),
             Some(others) => {
                 let request = request(settings, true);
                 let answer = others
@@ -103,5 +116,20 @@ async fn ask(settings: &Settings) -> Result<u64, RunError> {
             said = Some(Instant::now());
         }
         tokio::time::sleep(ASK_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn an_id_counts_beside_its_log_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = Identity { version: VERSION, id: 1, bootstrap: true };
+        assert_eq!(beside_log(Some(known), dir.path()), Some(known));
+        assert_eq!(beside_log(Some(known), &dir.path().join("log")), None);
+        assert_eq!(beside_log(None, dir.path()), None);
     }
 }

@@ -114,7 +114,8 @@ pub async fn start(settings: Settings, stop: CancellationToken) -> Result<Runnin
     };
     let peer_at = port(&me.peer_address)?;
     servers::serve_peers(&settings, peer_at, peers, &servers, &mut tasks).await?;
-    if identity.bootstrap && !consensus.is_initialized().await {
+    // Seeded, it has no bootstrap.json any more: an empty log is then a lost one.
+    if identity.bootstrap && settings.bootstrap.is_some() && !consensus.is_initialized().await {
         let member = Member {
             id: identity.id,
             name: me.name.clone(),

@@ -130,6 +130,16 @@ impl Store {
         self.read(|s| page::list(s, &query))
     }
 
+    /// All of a kind's objects, present ones, whose field of
+    /// [`INDEXED_FIELDS`](super::INDEXED_FIELDS) has a value other than "", in key order. Costs
+    /// O(answers); `None`: not an indexed field.
+    pub fn list_by_field(&self, kind: &str, namespace: Option<&str>, field: &str, value: &str) -> Option<Page> {
+        let (mut items, revision) =
+            self.read(|s| s.objects().by_field(kind, field, value).map(|found| (found, s.revision())))?;
+        items.retain(|o| namespace.is_none_or(|ns| o.key.namespace == ns));
+        Some(Page { items, revision, more: false })
+    }
+
     /// All objects of several kinds at one revision, which is answered.
     pub fn list_kinds(&self, kinds: &[&str]) -> (Vec<Vec<Arc<Versioned>>>, u64) {
         self.read(|s| {

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 use trellis_control_plane::config::Settings;
-use trellis_control_plane::run::{Running, start};
+use trellis_control_plane::run::{RunError, Running, start};
 use trellis_proto::api;
 use trellis_proto::client::Connection;
 use trellis_proto::identity::Identity;
@@ -92,9 +92,9 @@ async fn members_join_lose_their_log_come_back_and_leave() {
     let other = bed.client(&Identity::Member("n9".into()));
     let add = api::AddMemberRequest { name: "n2".into(), ..Default::default() };
     assert_eq!(code(other.cluster().add_member(add).await), tonic::Code::PermissionDenied);
-    // Whoever loses its log comes back by itself, under an id that no log was written under.
+    // Whoever loses its log, if nothing else, comes back by itself, under an id that no log was written under.
     third.shutdown().await;
-    std::fs::remove_dir_all(three.path().join("data")).unwrap();
+    std::fs::remove_dir_all(three.path().join("data/raft")).unwrap();
     let third = run(three.path()).await;
     until_voters(&bed, &[(1, "n1"), (2, "n2"), (4, "n3")]).await;
     // Added by hand although it is one: said so, and nothing changed; with other addresses: refused.
@@ -142,6 +142,25 @@ async fn members_join_lose_their_log_come_back_and_leave() {
         bed.running.as_ref().unwrap().ops.store().sys_get(&trellis_control_plane::api::names::member("n1")).is_some()
     );
     second.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_member_that_lost_its_log_makes_no_second_cluster() {
+    let mut bed = Bed::start().await;
+    let done = bed.dir.path().join("etc/bootstrap.json.done");
+    eventually("bootstrap.json is put away", || async { done.exists() }).await;
+    bed.stop().await;
+    std::fs::remove_dir_all(bed.data().join("raft")).unwrap();
+    let logged = crate::log::mark();
+    let (settings, stop) = (Settings::load(&args(bed.dir.path())).unwrap(), CancellationToken::new());
+    let starting = tokio::spawn(start(settings, stop.clone()));
+    eventually("it sees that its log is gone", || async {
+        crate::log::since(logged).contains("the Raft log is not there")
+    })
+    .await;
+    // It waits for others to add it; whoever makes a cluster is started, whatever it is told then.
+    stop.cancel();
+    assert!(matches!(starting.await.unwrap(), Err(RunError::Stopped)));
 }
 
 async fn add_by_hand(bed: &Bed, name: &str, peer_address: &str) -> Result<api::MembersReply, tonic::Status> {

@@ -212,9 +212,26 @@ async fn a_certificate_is_renewed_for_the_same_identity_alone() {
         async move { client.renew_certificate(api::RenewCertificateRequest { csr }).await }
     };
     renew(&Identity::Agent("n1".into())).await.unwrap();
+    // Of machines that are in the cluster.
+    let member = |name: &str| Identity::Member(name.into());
+    for (identity, good) in [(member("n1"), true), (member("n9"), false), (Identity::Netd("n9".into()), false)] {
+        let csr = trellis_proto::pki::request(&identity).unwrap().pem;
+        let client = bed.client(&identity);
+        let renewed = client.cluster().renew_certificate(api::RenewCertificateRequest { csr }).await;
+        assert_eq!(renewed.is_ok(), good, "{identity:?}: {renewed:?}");
+    }
     for other in [Identity::Agent("n2".into()), Identity::Member("n1".into()), Identity::admin()] {
         assert_eq!(code(renew(&other).await), Code::PermissionDenied, "{other:?}");
     }
+    // A Node that is deleted takes its machine's right with it.
+    let admin = bed.admin();
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    create(&admin, "Node", &node).await.unwrap();
+    let delete = api::DeleteRequest { key: key("", "Node", "", "n1"), ..Default::default() };
+    admin.resources().delete(delete).await.unwrap();
+    let refused = renew(&Identity::Agent("n1".into())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("join it anew"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

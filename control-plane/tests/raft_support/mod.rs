@@ -251,6 +251,11 @@ impl Cluster {
         }
     }
 
+    /// Cuts or mends one link: what `from` asks of `to`. Answers come back over the link of the question.
+    pub fn cut(&self, from: u64, to: u64, cut: bool) {
+        self.cuts[&(from, to)].send_replace(cut);
+    }
+
     /// The leader, once all members of `among` agree on it and it is among them.
     pub async fn leader(&self, among: &[u64]) -> u64 {
         eventually("a leader is agreed on", Duration::from_secs(10), || {

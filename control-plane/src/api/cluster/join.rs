@@ -67,6 +67,27 @@ impl ClusterService {
         Err(status(ApiError::Unavailable { why: "many machines are joining at once; try again".into(), leader: None }))
     }
 
+    /// Refuses a machine that was removed: its certificate ends, and it gets no other one. Whoever
+    /// joined under its name since looks the same from here.
+    pub(super) async fn still_joined(&self, identity: &Identity) -> Result<(), ApiError> {
+        let (key, name) = match identity {
+            Identity::Admin(_) => return Ok(()),
+            Identity::Agent(name) | Identity::Netd(name) => (names::registration(name), name),
+            Identity::Member(name) => (names::member(name), name),
+        };
+        self.ops.backend().read_barrier().await?;
+        if self.ops.store().sys_get(&key).is_some() {
+            return Ok(());
+        }
+        Err(ApiError::Forbidden {
+            what: "renewing a certificate".into(),
+            why: format!(
+                "machine {name:?} was removed from the cluster: join it anew with `trellis cluster join` and a new \
+                 token"
+            ),
+        })
+    }
+
     fn token_record(&self, id: &str) -> Option<(TokenRecord, SysValue)> {
         let found = self.ops.store().sys_get(&names::token(id))?;
         let record = serde_json::from_slice(&found.value).ok()?;

@@ -146,7 +146,7 @@ impl ClusterService {
             self.ops.backend().propose(Command::new(now_millis(), all)).await?;
         }
         let Some(id) = id else { return Ok(()) };
-        let Err(error) = self.consensus.remove_member(id).await else { return Ok(()) };
+        let Err(error) = removed(self.consensus.remove_member(id).await) else { return Ok(()) };
         if !matches!(error, MemberError::Leader(_)) {
             // It certainly stays a member: so does its name.
             let put = |key: String, value: bytes::Bytes| Op::SysPut { key, when: SysWhen::Absent, value };
@@ -171,6 +171,15 @@ impl ClusterService {
             .max_by_key(|m| m.matched_index)
             .map(|m| m.member.id)
             .ok_or_else(|| ApiError::Precondition("there is no other voter that could lead".into()))
+    }
+}
+
+/// A member that was there when its removal began and is not any more was removed: the leader that
+/// did it died before it could say so, and the next one was asked again.
+fn removed(result: Result<(), MemberError>) -> Result<(), MemberError> {
+    match result {
+        Err(MemberError::Unknown { .. }) => Ok(()),
+        other => other,
     }
 }
 
@@ -218,5 +227,19 @@ pub(super) fn told(m: MemberStatus) -> api::Member {
         role: role.into(),
         reachable: m.silent_millis.map(|silent| silent < REACHABLE_MILLIS),
         matched_log_index: m.matched_index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn a_removal_that_is_repeated_after_it_was_done_succeeds() {
+        removed(Ok(())).unwrap();
+        removed(Err(MemberError::Unknown { id: 3, members: "1 (n1), 2 (n2)".into() })).unwrap();
+        let kept = removed(Err(MemberError::LastVoter { id: 3 }));
+        assert!(matches!(kept, Err(MemberError::LastVoter { id: 3 })), "{kept:?}");
     }
 }

@@ -198,6 +198,10 @@ impl Cluster for ClusterService {
     ) -> Result<Response<api::RenewCertificateReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
         let Caller::Peer(identity) = &caller else { return Err(forbidden(&caller, "renewing a certificate")) };
+        if let Err(error) = self.still_joined(identity).await {
+            tracing::warn!(%caller, %error, "refused to renew a certificate");
+            return Err(status(error));
+        }
         let ca = self.authority().map_err(status)?;
         let lifetime = ClusterConfig::certificate_lifetime(self.ops.store());
         let signed = ca.sign(&request.into_inner().csr, identity, lifetime).map_err(|e| {

@@ -23,6 +23,8 @@ const MAX_TTL: Duration = Duration::from_secs(7 * 86_400);
 const RETRY_MILLIS: u64 = 60_000;
 /// Tokens outstanding at once.
 const MAX_TOKENS: usize = 1_000;
+/// Forgotten with each one that is made.
+const SWEPT_AT_ONCE: usize = 100;
 const PREFIX: &str = "trellis.v1.";
 
 /// A token as the store keeps it.
@@ -79,10 +81,16 @@ impl<'a> Presented<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// No token, or one that was never made, or was swept.
-    #[error("the join token is not one of this cluster, or expired long ago")]
+    #[error(
+        "the join token is not one of this cluster, or was used or expired some time ago: make a new one with \
+         `trellis cluster token create`"
+    )]
     Unknown,
     /// The id is right and the secret is not.
-    #[error("the join token is not one of this cluster, or expired long ago")]
+    #[error(
+        "the join token is not one of this cluster, or was used or expired some time ago: make a new one with \
+         `trellis cluster token create`"
+    )]
     WrongSecret,
     /// It pins another CA.
     #[error("the join token is of another cluster: it pins another CA")]
@@ -155,32 +163,51 @@ pub async fn create(ops: &Ops, ca_pem: &str, ttl_seconds: u64, control_plane: bo
     let now = now_millis();
     let expires_millis = now + u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let record = TokenRecord { version: 1, secret_sha256: hash(&secret), expires_millis, control_plane, used: None };
-    let (outstanding, sweep) = sweep(ops, now);
+    let kept = ops.store().sys_list(names::TOKENS).into_iter();
+    let kept = kept.map(|(key, found)| (key, serde_json::from_slice::<TokenRecord>(&found.value).ok()));
+    let (outstanding, gone) = sweep(kept, now);
+    let sweep = gone.into_iter().map(|key| Op::SysDelete { key, when: SysWhen::Always });
     if outstanding >= MAX_TOKENS {
         let message = format!("{MAX_TOKENS} join tokens are outstanding, which is the limit");
         return Err(ApiError::Precondition(message));
     }
     let put = Op::SysPut { key: names::token(&id), when: SysWhen::Absent, value: to_json(&record)? };
-    let all = std::iter::once(put).chain(sweep).collect();
-    match ops.backend().propose(Command::new(now, all)).await? {
-        Outcome::Done { .. } => Ok((format!("{PREFIX}{id}.{secret}.{pin}"), expires_millis / 1_000)),
-        other => Err(ApiError::Internal(format!("making a token: {other:?}"))),
+    let mut all: Vec<Op> = std::iter::once(put).chain(sweep).collect();
+    loop {
+        match ops.backend().propose(Command::new(now, all.clone())).await? {
+            Outcome::Done { .. } => return Ok((format!("{PREFIX}{id}.{secret}.{pin}"), expires_millis / 1_000)),
+            // Somebody who made one at the same time has swept the same.
+            Outcome::Failed { .. } if all.len() > 1 => all.truncate(1),
+            other => return Err(ApiError::Internal(format!("making a token: {other:?}"))),
+        }
     }
 }
 
-/// How many tokens are alive, and the removal of those that expired a day ago.
-fn sweep(ops: &Ops, now: u64) -> (usize, Vec<Op>) {
+/// How many tokens can still be redeemed, and the keys of those to forget: used ones after a retry
+/// would come too late, expired ones after a day, which their holders are told of, or sooner when
+/// there are as many of them. Pure.
+fn sweep(tokens: impl Iterator<Item = (String, Option<TokenRecord>)>, now: u64) -> (usize, Vec<String>) {
     const KEPT_MILLIS: u64 = 86_400_000;
-    let mut alive = 0;
+    let (mut outstanding, mut expired) = (0, 0);
     let mut gone = Vec::new();
-    for (key, found) in ops.store().sys_list(names::TOKENS) {
-        match serde_json::from_slice::<TokenRecord>(&found.value) {
-            Ok(record) if now < record.expires_millis + KEPT_MILLIS => alive += 1,
-            _ => gone.push(Op::SysDelete { key, when: SysWhen::Always }),
+    for (key, record) in tokens {
+        let keep = record.is_some_and(|record| match &record.used {
+            Some(used) => now < used.at_millis.saturating_add(RETRY_MILLIS),
+            None if now < record.expires_millis => {
+                outstanding += 1;
+                true
+            }
+            None => {
+                expired += 1;
+                expired <= MAX_TOKENS && now < record.expires_millis.saturating_add(KEPT_MILLIS)
+            }
+        });
+        if !keep {
+            gone.push(key);
         }
     }
-    gone.truncate(100);
-    (alive, gone)
+    gone.truncate(SWEPT_AT_ONCE);
+    (outstanding, gone)
 }
 
 #[cfg(test)]
@@ -216,6 +243,32 @@ mod tests {
         let wrong = Presented::parse("trellis.v1.ab12.beef.f00d").unwrap();
         let refused = check(Some(&record), &wrong, "f00d", "p", false, 99);
         assert_eq!(refused, Err(TokenError::WrongSecret));
+    }
+
+    #[test]
+    fn only_what_can_be_redeemed_counts_and_the_rest_is_forgotten_in_time() {
+        const DAY: u64 = 86_400_000;
+        let record = |expires_millis, used_at: Option<u64>| TokenRecord {
+            version: 1,
+            secret_sha256: String::new(),
+            expires_millis,
+            control_plane: false,
+            used: used_at.map(|at_millis| Use { purpose: String::new(), at_millis }),
+        };
+        let now = 10 * DAY;
+        let kept = |record: Option<TokenRecord>| {
+            let (outstanding, gone) = sweep([("t".to_owned(), record)].into_iter(), now);
+            (outstanding, gone.is_empty())
+        };
+        assert_eq!(kept(Some(record(now + 1, None))), (1, true), "to be redeemed");
+        assert_eq!(kept(Some(record(now + DAY, Some(now - 1)))), (0, true), "its answer may have been lost");
+        assert_eq!(kept(Some(record(now + DAY, Some(now - RETRY_MILLIS)))), (0, false), "used");
+        assert_eq!(kept(Some(record(now, None))), (0, true), "expired just now");
+        assert_eq!(kept(Some(record(now - DAY, None))), (0, false), "expired long ago");
+        assert_eq!(kept(None), (0, false), "broken");
+        let many = |n: usize| (0..n).map(|i| (i.to_string(), Some(record(now, None))));
+        assert_eq!(sweep(many(MAX_TOKENS + 5), now).1.len(), 5);
+        assert_eq!(sweep(many(2 * MAX_TOKENS), now).1.len(), SWEPT_AT_ONCE);
     }
 
     #[test]

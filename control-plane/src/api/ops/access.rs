@@ -17,7 +17,8 @@ impl Ops {
         let rule = rules::resources(caller, verb, target.kind)
             .ok_or_else(|| refuse(caller, verb, target, "the role does not grant it"))?;
         match &rule {
-            Rule::Named(name) if !target.name.is_empty() && *name != target.name => {
+            // Many are narrowed by a selector; one to be made under a generated name has none yet.
+            Rule::Named(name) if *name != target.name && (!target.name.is_empty() || verb == Verb::Create) => {
                 Err(refuse(caller, verb, target, "it may do so with its own alone"))
             }
             Rule::ReferencedOn(node) if !self.referenced(node, target) => {
@@ -59,8 +60,12 @@ impl Ops {
         old: Option<&Object>,
         new: &Object,
     ) -> Result<(), ApiError> {
-        let (Rule::Named(_), Object::Node(new)) = (rule, new) else { return Ok(()) };
+        let Rule::Named(own) = rule else { return Ok(()) };
         let verb = if old.is_some() { Verb::Update } else { Verb::Create };
+        if new.name() != own {
+            return Err(refuse(caller, verb, target, "it may do so with its own alone"));
+        }
+        let Object::Node(new) = new else { return Ok(()) };
         let restricted = |labels: &Option<std::collections::BTreeMap<String, String>>| {
             let all = labels.iter().flatten();
             let own = all.filter(|(k, _)| k.starts_with(RESTRICTED_LABELS));

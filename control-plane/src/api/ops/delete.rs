@@ -1,7 +1,7 @@
 //! Delete: at once, or in two steps where something must happen in between.
 //!
 //! ```text
-//! Pod bound to a node  ──delete──► terminating ──agent: delete, grace 0──► gone
+//! Pod that may run     ──delete──► terminating ──agent: delete, grace 0──► gone
 //! with finalizers      ──delete──► terminating ──last finalizer removed──► gone
 //! Namespace            ──delete──► Terminating ──its controller emptied it──► gone
 //! everything else      ──delete──────────────────────────────────────────► gone
@@ -11,15 +11,17 @@
 
 use std::sync::Arc;
 
-use trellis_model::k8s_openapi::jiff::SignedDuration;
+use trellis_model::k8s_openapi::jiff::{SignedDuration, Timestamp};
+use trellis_model::resources::is_finished;
 use trellis_model::{Kind, Object};
 
 use super::admit::has_finalizers;
 use super::{
     Answer, ApiError, Call, Committed, Effect, Ops, Prepared, Target, WRITE_ATTEMPTS, WriteOptions, access, encode, now,
 };
+use crate::api::names::registration;
 use crate::auth::{Caller, Rule, Verb};
-use crate::store::{MAX_TRANSACTION_OPS, Op, OpError, SysWhen, Versioned, When};
+use crate::store::{MAX_TRANSACTION_OPS, Op, OpError, Store, SysWhen, Versioned, When};
 
 /// A Pod's grace period where it says none (Kubernetes' default).
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -127,15 +129,20 @@ impl Ops {
             Object::Pod(_) => grace_of(args, old)?,
             _ => 0,
         };
-        let before = old.meta().deletion_grace_period_seconds;
+        let begun = begun(old);
+        // What runs already is shortened by a grace period that is asked for, and by nothing else.
+        if begun.is_some_and(|(_, runs)| runs > 0) && args.grace_seconds.is_none() {
+            return Ok(Step::Already);
+        }
         if grace == 0 && !has_finalizers(old) {
             return Ok(Step::Remove);
         }
-        if terminating && before.is_some_and(|before| grace >= before) {
+        if begun.is_some_and(|(_, runs)| grace >= runs) {
             return Ok(Step::Already);
         }
-        // A shorter grace period counts from now, as in Kubernetes.
-        let at = now().saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now());
+        // A shorter grace period counts from the first delete too, as in Kubernetes.
+        let from = begun.map_or(now(), |(at, _)| at);
+        let at = from.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(from);
         let prepared = self.inner.admission.prepare_termination(old, at, grace)?;
         Ok(Step::Terminate(Box::new(prepared)))
     }
@@ -161,13 +168,6 @@ impl Ops {
         };
         if args.orphan {
             self.orphan_dependents(current, &mut ops)?;
-        }
-        if call.target.kind == Kind::Node && prepared.is_none() {
-            // The name may be joined with again.
-            let registered = super::super::names::registration(&call.target.name);
-            if self.store().sys_get(&registered).is_some() {
-                ops.push(Op::SysDelete { key: registered, when: SysWhen::Always });
-            }
         }
         let mut revision = current.revision;
         if !call.options.dry_run {
@@ -235,6 +235,24 @@ fn preconditions(target: &Target, args: &DeleteArgs, current: &Versioned) -> Res
     Err(ApiError::conflict(target.kind, &target.name, why))
 }
 
+/// When the deletion that is under way was asked for, and its grace period in seconds.
+fn begun(object: &Object) -> Option<(Timestamp, i64)> {
+    let meta = object.meta();
+    let (ends, grace) = (meta.deletion_timestamp.as_ref()?.0, meta.deletion_grace_period_seconds?);
+    Some((ends.saturating_sub(SignedDuration::from_secs(grace)).unwrap_or(ends), grace))
+}
+
+/// What goes with the Nodes that `ops` remove: their names, which may be joined with again. For
+/// everybody who removes objects, in the same transaction, after `ops`.
+pub(crate) fn names_freed(store: &Store, ops: &[Op]) -> Vec<Op> {
+    let removed = ops.iter().filter_map(|op| match op {
+        Op::Delete { key, .. } if key.kind == Kind::Node.name() => Some(registration(&key.name)),
+        _ => None,
+    });
+    let registered = removed.filter(|key| store.sys_get(key).is_some());
+    registered.map(|key| Op::SysDelete { key, when: SysWhen::Always }).collect()
+}
+
 /// A Pod's grace period: none where no agent would act on it, or nothing runs any more.
 fn grace_of(args: &DeleteArgs, pod: &Object) -> Result<i64, ApiError> {
     let Object::Pod(pod) = pod else { return Ok(0) };
@@ -245,7 +263,7 @@ fn grace_of(args: &DeleteArgs, pod: &Object) -> Result<i64, ApiError> {
         Some(seconds) if seconds < 0 => {
             Err(ApiError::BadRequest(format!("the grace period is {seconds} s: it must not be negative")))
         }
-        _ if !bound => Ok(0),
+        _ if !bound || is_finished(pod) => Ok(0),
         Some(seconds) => Ok(seconds),
         None => Ok(own.unwrap_or(DEFAULT_GRACE_SECONDS).max(0)),
     }

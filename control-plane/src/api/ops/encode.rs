@@ -8,7 +8,7 @@ use trellis_model::selector::{FieldSelector, LabelSelector, fields_of};
 use trellis_model::{Kind, Object};
 
 use super::{ApiError, Sealer};
-use crate::store::{Index, Key, Stored, Versioned};
+use crate::store::{INDEXED_FIELDS, Index, Key, Stored, Versioned};
 
 /// Selectable fields that are kept beside each object; the others are read out of its JSON
 /// when somebody selects by them, which is rare.
@@ -157,6 +157,13 @@ impl Selectors {
             Some((forced, value)) if *forced == field => Some(value),
             _ => self.fields.required_value(field),
         }
+    }
+
+    /// A field with its value by which the store finds all objects that can match, without looking
+    /// at the others.
+    pub fn looked_up(&self) -> Option<(&'static str, &str)> {
+        let value = |f: &&'static str| self.required(f).filter(|v| !v.is_empty()).map(|v| (*f, v));
+        INDEXED_FIELDS.iter().find_map(value)
     }
 
     /// Does every object match?

@@ -218,7 +218,9 @@ impl Ops {
         Answer { key: prepared.key, revision, json, warnings: Vec::new(), effect }
     }
 
-    async fn commit(&self, request_id: Option<String>, ops: Vec<Op>) -> Result<Committed, ApiError> {
+    async fn commit(&self, request_id: Option<String>, mut ops: Vec<Op>) -> Result<Committed, ApiError> {
+        let freed = delete::names_freed(self.store(), &ops);
+        ops.extend(freed);
         let command = Command { request_id, now_millis: now_millis(), fence_term: None, ops };
         command.check_limits()?;
         match self.backend().propose(command).await? {

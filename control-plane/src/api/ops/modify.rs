@@ -191,7 +191,7 @@ impl Ops {
         } else {
             match self.commit(request_id, vec![op]).await? {
                 Committed::Done { revisions, .. } => revisions.first().copied().unwrap_or(0),
-                Committed::Failed { why: OpError::NotFound, .. } => {
+                Committed::Failed { op: 0, why: OpError::NotFound } => {
                     let kind = encode::kind_of(&current.key)?;
                     return Err(ApiError::not_found(kind, &current.key.name));
                 }

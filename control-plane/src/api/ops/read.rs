@@ -7,7 +7,7 @@ use trellis_model::Kind;
 use super::encode::Selectors;
 use super::{Answer, ApiError, Effect, Ops, Target, continue_token, projection};
 use crate::auth::{Caller, Rule, Verb};
-use crate::store::{RevisionError, Versioned};
+use crate::store::{Page, RevisionError, Versioned};
 
 /// Objects a page when the caller asks for no number.
 const DEFAULT_LIMIT: usize = 500;
@@ -100,6 +100,14 @@ impl Ops {
         Ok((rule, selectors, network))
     }
 
+    /// All objects of now that can match, where the store has an index of what is selected by: each
+    /// agent asks for the Pods of its node, and there may be very many others.
+    pub(super) fn looked_up(&self, target: &Target, selectors: &Selectors) -> Option<Page> {
+        let (field, value) = selectors.looked_up()?;
+        let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
+        self.store().list_by_field(target.kind.name(), namespace, field, value)
+    }
+
     /// A page of objects; all pages are of one revision.
     ///
     /// # Errors
@@ -126,8 +134,14 @@ impl Ops {
         let (mut items, mut bytes) = (Vec::new(), 0);
         loop {
             let wanted = if selectors.is_everything() { limit - items.len() } else { CHUNK };
-            let page =
-                self.store().list(target.kind.name(), namespace, after.as_ref(), wanted, at).map_err(revision_error)?;
+            let found = if at.is_none() { self.looked_up(target, &selectors) } else { None };
+            let page = match found {
+                Some(page) => page,
+                None => self
+                    .store()
+                    .list(target.kind.name(), namespace, after.as_ref(), wanted, at)
+                    .map_err(revision_error)?,
+            };
             at = Some(page.revision);
             let last = page.items.len().saturating_sub(1);
             for (i, object) in page.items.iter().enumerate() {

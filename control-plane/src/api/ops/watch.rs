@@ -112,10 +112,13 @@ impl Ops {
         filter: WatchFilter,
     ) -> Result<(VecDeque<Pending>, Watcher), ApiError> {
         let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
-        let page = self
-            .store()
-            .list(target.kind.name(), namespace, None, 0, None)
-            .map_err(|e| ApiError::Expired(e.to_string()))?;
+        let page = match self.looked_up(target, selectors) {
+            Some(page) => page,
+            None => self
+                .store()
+                .list(target.kind.name(), namespace, None, 0, None)
+                .map_err(|e| ApiError::Expired(e.to_string()))?,
+        };
         let watcher = self.store().watch(filter.clone(), page.revision)?;
         let mut pending: VecDeque<_> = page
             .items

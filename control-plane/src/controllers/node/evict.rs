@@ -61,7 +61,7 @@ pub fn plan(input: &Input<'_>, now: &Now) -> Plan {
         }
         if dead && pod.deleting() {
             // Somebody wants it gone already, and nobody is left to confirm it.
-            plan.writes.push(pods::remove(pod));
+            plan.writes.extend(pods::remove(pod, now));
             continue;
         }
         if is_finished(&pod.object) {
@@ -87,7 +87,7 @@ fn due(pod: &Item<Pod>, active: &[&Taint], first_seen: &dyn Fn(&Taint) -> Instan
 }
 
 fn evict(pod: &Item<Pod>, dead: bool, now: &Now, plan: &mut Plan) {
-    let write = if dead { Some(pods::remove(pod)) } else { pods::delete(pod, now) };
+    let write = if dead { pods::remove(pod, now) } else { pods::delete(pod, now) };
     let Some(write) = write else { return };
     plan.writes.push(write);
     let message = match dead {

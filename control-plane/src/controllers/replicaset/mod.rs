@@ -20,12 +20,15 @@ use k8s_openapi::api::core::v1::Pod;
 use trellis_model::selector::LabelSelector;
 use trellis_model::{Kind, Object, names};
 
-use super::object::{HasMeta, Item, MetaEdit, Note, Now, Plan, Write, controller_ref};
+use super::object::{HasMeta, Item, MetaEdit, Note, Now, Plan, TRANSACTION_BYTES, Write, controller_ref};
 use super::pods;
+use crate::store::MAX_OBJECT_BYTES;
 
 /// Pods made or deleted in one transaction: the API's limit is 1,000 objects, and half a
 /// megabyte of Pods keeps one log entry short for everybody else.
 pub const BURST: usize = 250;
+/// Bytes of Pods in it: what is left is for the ReplicaSet's own status beside them.
+const POD_BYTES: usize = TRANSACTION_BYTES - MAX_OBJECT_BYTES;
 const COMPONENT: &str = "replicaset-controller";
 /// One event a Pod is kind to a small cluster; a burst is told once.
 const NOTES_EACH: usize = 10;
@@ -73,7 +76,8 @@ pub fn plan(input: &Input<'_>, now: &Now, random: &mut dyn FnMut() -> u64) -> Pl
         plan.again(now.mono + after.max(Duration::from_millis(1)));
     }
     match status::write(input.set, new_status) {
-        Some(update) => plan.writes.push(update),
+        // First: it guards the others, whatever of them must wait for the next transaction.
+        Some(update) => plan.writes.insert(0, update),
         None if !plan.writes.is_empty() => plan.writes.insert(0, check(input.set)),
         None => {}
     }
@@ -105,15 +109,19 @@ fn scale(input: &Input<'_>, now: &Now, random: &mut dyn FnMut() -> u64, plan: &m
     let wanted = wanted(input.set);
     if active.len() < wanted {
         let missing = (wanted - active.len()).min(BURST);
-        for _ in 0..missing {
-            plan.writes.push(Write::Create(new_pod(input.set, random())));
-        }
+        let mut new = || Write::Create(new_pod(input.set, random()));
+        let first = new();
+        // They are all of one size.
+        let fit = (POD_BYTES / first.weight().max(1)).max(1);
+        plan.writes.push(first);
+        plan.writes.extend(std::iter::repeat_with(new).take(missing.min(fit) - 1));
         tell(input.set, plan, "SuccessfulCreate", "Created pod");
     } else if active.len() > wanted {
         let excess = (active.len() - wanted).min(BURST);
         let related = input.related.related();
         let victims = rank::victims(&active, &related, excess, now);
         plan.writes.extend(victims.into_iter().filter_map(|p| pods::delete(p, now)));
+        plan.cut(BURST, POD_BYTES);
         tell(input.set, plan, "SuccessfulDelete", "Deleted pod");
     }
 }

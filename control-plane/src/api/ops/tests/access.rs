@@ -103,6 +103,12 @@ async fn an_agent_registers_its_own_node_and_decides_little_about_it() {
     let bed = Bed::new().await;
     let me = agent("n1");
     forbidden(bed.create_as(&me, Kind::Node, &node("n2")).await);
+    // Nor one whose name the server is to make up.
+    let mut nameless = node("");
+    nameless["metadata"] = json!({"generateName": "n"});
+    forbidden(bed.create_as(&me, Kind::Node, &nameless).await);
+    forbidden(bed.create_as(&netd("n1"), Kind::Node, &nameless).await);
+    bed.create(Kind::Node, &nameless).await.unwrap();
     let mut greedy = node("n1");
     greedy["spec"] = json!({"podCIDR": "10.244.0.0/16"});
     forbidden(bed.create_as(&me, Kind::Node, &greedy).await);

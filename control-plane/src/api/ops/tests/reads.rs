@@ -71,6 +71,48 @@ async fn selectors_choose_and_page_together() {
 }
 
 #[tokio::test]
+async fn the_pods_of_a_node_are_looked_up_and_paged_like_others() {
+    let bed = Bed::new().await;
+    let other = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}});
+    bed.create(Kind::Namespace, &other).await.unwrap();
+    for i in 0..6 {
+        bed.create(Kind::Pod, &pod(&format!("p{i}"))).await.unwrap();
+        bed.bind(&format!("p{i}"), if i % 2 == 0 { "n1" } else { "n2" }).await;
+    }
+    let mut there = pod("there");
+    there["metadata"]["namespace"] = "other".into();
+    there["spec"]["nodeName"] = "n1".into();
+    bed.create(Kind::Pod, &there).await.unwrap();
+    // Found by the index, all of them and no others, at the revision of the whole.
+    let (all, default) = (Target::new(Kind::Pod, "", ""), Target::new(Kind::Pod, "default", ""));
+    let mut selectors = encode::Selectors::parse(Kind::Pod, "", "spec.nodeName=n1").unwrap();
+    let page = bed.ops.looked_up(&all, &selectors).unwrap();
+    let found: Vec<_> = page.items.iter().map(|o| o.key.name.as_str()).collect();
+    assert_eq!((found, page.revision), (vec!["p0", "p2", "p4", "there"], bed.ops.store().revision()));
+    assert_eq!(bed.ops.looked_up(&default, &selectors).unwrap().items.len(), 3);
+    selectors.force("spec.nodeName", "n2".into());
+    assert_eq!(bed.ops.looked_up(&all, &selectors).unwrap().items.len(), 3, "what the role adds is what counts");
+    // Nobody has no node by the index: that is searched for.
+    for fields in ["", "spec.nodeName=", "spec.nodeName!=n1", "metadata.name=p0"] {
+        let selectors = encode::Selectors::parse(Kind::Pod, "", fields).unwrap();
+        assert!(bed.ops.looked_up(&all, &selectors).is_none(), "{fields:?}");
+    }
+    // Later pages go on where the first one ended, at its revision.
+    let mut args = ListArgs { limit: 1, ..ListArgs::default() };
+    let mut seen = Vec::new();
+    loop {
+        let page = bed.ops.list(&agent("n1"), &all, &args).await.unwrap();
+        seen.extend(page.items.into_iter().map(|i| i.key.name));
+        if page.continue_token.is_empty() {
+            break;
+        }
+        args.continue_token = page.continue_token;
+        let _ = bed.create(Kind::Pod, &pod("late")).await;
+    }
+    assert_eq!(seen, ["p0", "p2", "p4", "there"]);
+}
+
+#[tokio::test]
 async fn the_network_projection_is_slim_and_of_pods_only() {
     let bed = Bed::new().await;
     bed.create(Kind::Pod, &pod("p")).await.unwrap();

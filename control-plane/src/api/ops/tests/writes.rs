@@ -272,13 +272,65 @@ async fn a_pod_goes_at_once_or_with_its_agent() {
     assert!(!marked.removed);
     let meta = read(&marked.answer)["metadata"].clone();
     assert_eq!(meta["deletionGracePeriodSeconds"], 30);
-    // A longer one changes nothing, a shorter one does.
+    // A longer one changes nothing, a shorter one does, counted from the first delete.
     let longer = bed.delete(&admin(), &place, Some(60)).await.unwrap();
     assert_eq!(read(&longer.answer)["metadata"], meta);
     let shorter = bed.delete(&admin(), &place, Some(5)).await.unwrap();
-    assert_eq!(read(&shorter.answer)["metadata"]["deletionGracePeriodSeconds"], 5);
+    let shortened = read(&shorter.answer)["metadata"].clone();
+    assert_eq!(shortened["deletionGracePeriodSeconds"], 5);
+    let ends = |meta: &Value| meta["deletionTimestamp"].as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
+    assert_eq!(ends(&shortened), ends(&meta) - 25);
     assert!(bed.delete(&agent("n1"), &place, Some(0)).await.unwrap().removed);
     assert!(bed.ops.store().get(&place.key()).is_none());
+}
+
+#[tokio::test]
+async fn only_a_grace_period_that_is_asked_for_shortens_the_one_that_runs() {
+    let bed = Bed::new().await;
+    let place = target(Kind::Pod, "p");
+    bed.create(Kind::Pod, &pod("p")).await.unwrap();
+    bed.bind("p", "n1").await;
+    let marked = read(&bed.delete(&admin(), &place, Some(60)).await.unwrap().answer);
+    let plain = bed.delete(&admin(), &place, None).await.unwrap();
+    assert_eq!((plain.removed, read(&plain.answer)), (false, marked));
+    assert!(bed.delete(&admin(), &place, Some(0)).await.unwrap().removed);
+}
+
+#[tokio::test]
+async fn a_finished_pod_goes_at_once() {
+    let bed = Bed::new().await;
+    let place = target(Kind::Pod, "p");
+    for phase in ["Succeeded", "Failed"] {
+        bed.create(Kind::Pod, &pod("p")).await.unwrap();
+        bed.bind("p", "n1").await;
+        let status = json!({"status": {"phase": phase}});
+        bed.patch(&agent("n1"), &place, Part::Status, status).await.unwrap();
+        assert!(bed.delete(&admin(), &place, None).await.unwrap().removed, "{phase}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_frees_its_name_whichever_way_it_goes() {
+    let bed = Bed::new().await;
+    let place = Target::new(Kind::Node, "", "n1");
+    let registered = crate::api::names::registration("n1");
+    let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    for held in [false, true] {
+        let value = bytes::Bytes::from_static(b"{}");
+        let put = Op::SysPut { key: registered.clone(), when: crate::store::SysWhen::Absent, value };
+        assert!(matches!(bed.ops.commit(None, vec![put]).await.unwrap(), Committed::Done { .. }));
+        if held {
+            node["metadata"]["finalizers"] = json!(["example.com/a"]);
+        }
+        bed.create(Kind::Node, &node).await.unwrap();
+        assert_eq!(bed.delete(&admin(), &place, None).await.unwrap().removed, !held);
+        assert_eq!(bed.ops.store().sys_get(&registered).is_some(), held);
+        if held {
+            let patch = json!({"metadata": {"finalizers": null}});
+            bed.patch(&admin(), &place, Part::Main, patch).await.unwrap();
+        }
+        assert!(bed.ops.store().get(&place.key()).is_none() && bed.ops.store().sys_get(&registered).is_none());
+    }
 }
 
 #[tokio::test]
