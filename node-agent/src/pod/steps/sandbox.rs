@@ -47,7 +47,7 @@ pub async fn create(step: Step) -> Event {
     {
         return Event::SandboxFailed { message: format!("{}: {error}", step.dir.etc().display()) };
     }
-    match Shim::launch(step.ctx.shim_program.clone(), config).await {
+    match Shim::launch(&step.ctx.shim_program, config).await {
         Ok(_) => Event::SandboxCreated,
         Err(error) => Event::SandboxFailed { message: error.to_string() },
     }
