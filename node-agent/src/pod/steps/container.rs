@@ -264,8 +264,8 @@ pub async fn try_action(
     }
 }
 
-/// preStop hook, then the signal.
-pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: StopKind) {
+/// preStop hook, then the signal; `Err` says why that could not be sent.
+pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: StopKind) -> Result<(), String> {
     let hook = c.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
     if let (StopKind::Ask { grace }, Some(hook)) = (kind, hook)
         && !grace.is_zero()
@@ -278,9 +278,10 @@ pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: Sto
         }
     }
     let everybody = kind == StopKind::Kill;
-    if let Err(error) = step.shim.signal(id, signal, everybody).await {
+    step.shim.signal(id, signal, everybody).await.map_err(|error| {
         tracing::warn!(pod = step.uid(), container = c.name, %error, "cannot signal");
-    }
+        error.to_string()
+    })
 }
 
 /// spec.lifecycle.stopSignal, the image's STOPSIGNAL, or SIGTERM.
