@@ -104,13 +104,8 @@ const CONTAINER: &[&str] = &[
 ];
 
 /// Holes in what is acted on as a whole.
-const NOT_ACTED: &[&str] = &[
-    "livenessProbe.grpc",
-    "livenessProbe.terminationGracePeriodSeconds",
-    "readinessProbe.grpc",
-    "startupProbe.grpc",
-    "startupProbe.terminationGracePeriodSeconds",
-];
+const NOT_ACTED: &[&str] =
+    &["livenessProbe.terminationGracePeriodSeconds", "startupProbe.terminationGracePeriodSeconds"];
 
 /// Default values: asking for them asks for nothing.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -243,7 +238,7 @@ mod tests {
             "topologySpreadConstraints":[{"maxSkew":1}],
             "containers":[{"name":"a","image":"b","startupProbe":{"exec":{"command":["x"]}},
                "lifecycle":{"stopSignal":"SIGUSR1"},"ports":[{"containerPort":1,"hostPort":2}],
-               "livenessProbe":{"grpc":{"port":1}},"volumeDevices":[{"name":"x"}]}],
+               "livenessProbe":{"grpc":{"port":1},"terminationGracePeriodSeconds":1},"volumeDevices":[{"name":"x"}]}],
             "volumes":[{"name":"v","nfs":{"server":"x"}},{"name":"w","emptyDir":{"medium":"Memory"}}]}}}});
         assert_eq!(
             paths(&v),
@@ -255,7 +250,7 @@ mod tests {
                 "spec.template.spec.containers[0].lifecycle.stopSignal",
                 "spec.template.spec.containers[0].ports[0].hostPort",
                 "spec.template.spec.containers[0].volumeDevices",
-                "spec.template.spec.containers[0].livenessProbe.grpc",
+                "spec.template.spec.containers[0].livenessProbe.terminationGracePeriodSeconds",
             ]
         );
     }

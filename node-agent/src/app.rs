@@ -15,10 +15,16 @@ use crate::{
         steps::{Context, STARTS_AT_ONCE},
         worker::Clock,
     },
-    runtime::{netd::Netd, warmth::Warmth},
+    runtime::{netd::Netd, program::ShimProgram, warmth::Warmth},
     server,
 };
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{Semaphore, watch};
 use trellis_image::{ImageStore, Options, gc::Limits};
 use trellis_proto::{
@@ -90,13 +96,22 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> anyhow::
 
 /// Waits for node.json and the certificate.
 async fn prepare(settings: &Settings) -> anyhow::Result<(NodeConfig, Arc<Credentials>)> {
-    for dir in [&settings.data_dir, &settings.run_dir] {
-        std::fs::create_dir_all(dir).map_err(|e| anyhow::anyhow!("{}: {e}", dir.display()))?;
+    std::fs::create_dir_all(&settings.run_dir).map_err(|e| anyhow::anyhow!("{}: {e}", settings.run_dir.display()))?;
+    for dir in [&settings.data_dir, &settings.run_dir.join("agent")] {
+        roots_alone(dir).map_err(|e| anyhow::anyhow!("{}: {e}", dir.display()))?;
     }
     let config = wait("the node's configuration", || NodeConfig::load(&settings.config_dir)).await;
     let pki = settings.config_dir.join("pki");
     let credentials = wait("the agent's certificate", || Credentials::load(&pki, "agent")).await;
     Ok((config, credentials))
+}
+
+/// Nobody but root passes through: set-uid programs lie in images and writable layers as their images
+/// have them, and Secrets with the modes that Pods want. Containers reach them by mounts. A folder
+/// that an earlier release made open is closed.
+fn roots_alone(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
 }
 
 async fn wait<T, E: std::fmt::Display>(what: &str, mut load: impl FnMut() -> Result<T, E>) -> T {
@@ -131,7 +146,7 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
         machine: Machine::measure(&settings.data_dir),
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
-        shim_program: settings.shim.clone(),
+        shim_program: ShimProgram::at(settings.shim.clone()),
         cgroup_root: settings.cgroup_root.clone(),
         cluster_dns: settings.cluster_dns.clone(),
         warmth: Warmth::start(),
@@ -139,4 +154,23 @@ fn context(settings: &Settings, config: &NodeConfig, credentials: &Arc<Credentia
         clock: Clock::start(),
         conn,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_could_pass_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (new, old) = (dir.path().join("a/new"), dir.path().join("old"));
+        std::fs::create_dir(&old).unwrap();
+        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [&new, &old] {
+            roots_alone(path).unwrap();
+            assert_eq!(mode(path), 0o700, "{}", path.display());
+        }
+    }
 }

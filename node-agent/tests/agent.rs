@@ -182,8 +182,15 @@ async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
     node.import_busybox().await;
     let uid = node.api.bind("on", json!({"restartPolicy": "Never", "containers": [
         container("stays", "while :; do echo tick; sleep 0.1; done"), container("ends", "sleep 1.5; echo bye; exit 42")]}));
+    let mut calm = container("a", "exec sleep 600");
+    calm["readinessProbe"] = json!({"exec": {"command": ["true"]}, "initialDelaySeconds": 2, "periodSeconds": 600});
+    let calm_uid = node.api.bind("calm", json!({"containers": [calm]}));
     let before = node.api.until("on", "running", running).await;
+    node.api.until("calm", "running", running).await;
+    let calm_before = node.api.history("calm").len();
     node.kill_agent();
+    // As if netd had not acknowledged it: what follows is seen to be over.
+    node.netd.pods.lock().unwrap().get_mut(&calm_uid).unwrap().1 = false;
     // It ends while nobody looks: seen by its log's end, not by the agent.
     let log = node.data().join("pods").join(&uid).join("logs/ends/0.log");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -208,10 +215,16 @@ async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
     };
     assert_eq!(id(&before, "stays"), id(&after, "stays"));
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    node.api.until("calm", "attached again", |_| node.netd.pods.lock().unwrap()[&calm_uid].1).await;
+    for state in &node.api.history("calm")[calm_before - 1..] {
+        assert!(running(state), "it was not ready for a while: {:#}", state["status"]);
+    }
     node.kill_agent();
     node.api.remove(&key("Pod", "on"));
     node.start_agent();
     gone(&node, "on", &uid).await;
+    node.api.terminate("calm", 0);
+    gone(&node, "calm", &calm_uid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,13 +16,13 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Image, ImageError, ImageStore, layer,
-    pull::{Held, verify},
-    store::{NewImage, parse_config},
+    pull::verify,
+    store::{Held, NewImage, parse_config},
     unpack::UnpackError,
 };
 
 /// Manifests, indexes and configurations are a few kilobytes.
-const DOCUMENT_MAX_BYTES: u64 = 8 << 20;
+pub(crate) const DOCUMENT_MAX_BYTES: u64 = 8 << 20;
 /// Parts of an archive: layers and documents of all its images.
 const PARTS_MAX: usize = 100_000;
 /// Images in one archive.
@@ -73,17 +73,23 @@ impl ImageStore {
         }
         let mut held = Vec::new();
         for ((path, digest), diff_id) in image.layers.iter().zip(&diff_ids) {
-            if !self.shared.hold(diff_id) {
-                self.import_layer(parts, path, digest.as_deref(), diff_id)?;
-            }
-            held.push(Held { shared: Arc::clone(&self.shared), diff_id: diff_id.clone() });
+            held.push(match self.shared.hold(diff_id) {
+                Some(held) => held,
+                None => self.import_layer(parts, path, digest.as_deref(), diff_id)?,
+            });
         }
         let names = image.names.iter().filter_map(|n| crate::normalize(n).ok()).collect();
         let manifest_digest = image.manifest_digest.unwrap_or_else(|| id.clone());
         self.shared.commit(NewImage { id, manifest_digest, names, diff_ids, config, imported: true })
     }
 
-    fn import_layer(&self, parts: &Parts<'_>, path: &str, blob: Option<&str>, diff_id: &str) -> Result<(), ImageError> {
+    fn import_layer(
+        &self,
+        parts: &Parts<'_>,
+        path: &str,
+        blob: Option<&str>,
+        diff_id: &str,
+    ) -> Result<Held, ImageError> {
         let place = self.shared.ingest();
         let unpacked = layer::unpack_into(parts.open(path)?, &place, &self.shared.options.limits)
             .map_err(|source| ImageError::Unpack { name: parts.name.to_owned(), layer: path.to_owned(), source })?;

@@ -23,8 +23,10 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::{
-    Image, ImageError, ImageStore, layer, registry,
-    store::{NewImage, Shared, parse_config},
+    Image, ImageError, ImageStore,
+    archive::DOCUMENT_MAX_BYTES,
+    layer, registry,
+    store::{Held, NewImage, parse_config},
     unpack::UnpackError,
 };
 
@@ -129,13 +131,15 @@ impl Pull<'_> {
             Auth::Anonymous => RegistryAuth::Anonymous,
             Auth::Basic { user, password } => RegistryAuth::Basic(user.clone(), password.clone()),
         };
-        let (manifest, manifest_digest, config) =
-            client.pull_manifest_and_config(&self.reference, &auth).await.map_err(|e| self.registry(e))?;
-        let found = layer::digest(Sha256::new_with_prefix(config.as_bytes()));
+        // The library reads a manifest as a whole, however long; only what it names can be bounded here.
+        let (manifest, manifest_digest) =
+            client.pull_image_manifest(&self.reference, &auth).await.map_err(|e| self.registry(e))?;
+        let config = self.config(&client, &manifest.config).await?;
+        let found = layer::digest(Sha256::new_with_prefix(&config));
         if found != manifest.config.digest {
             return Err(self.wrong_digest("configuration", found, &manifest.config.digest));
         }
-        let config: serde_json::Value = serde_json::from_str(&config).map_err(|e| self.malformed(e.to_string()))?;
+        let config: serde_json::Value = serde_json::from_slice(&config).map_err(|e| self.malformed(e.to_string()))?;
         let diff_ids = self.diff_ids(&manifest, &config)?;
         let held = self.layers(&client, &manifest, &diff_ids).await?;
         let new = NewImage {
@@ -150,6 +154,26 @@ impl Pull<'_> {
         let image = blocking(move || shared.commit(new)).await?;
         drop(held);
         Ok(image)
+    }
+
+    /// The configuration's bytes: no more of them than the manifest says, and than one may have.
+    async fn config(&self, client: &Client, descriptor: &OciDescriptor) -> Result<Vec<u8>, ImageError> {
+        let size = u64::try_from(descriptor.size).unwrap_or(u64::MAX);
+        if size > DOCUMENT_MAX_BYTES {
+            let reason = format!("its configuration has {size} bytes, the limit is {DOCUMENT_MAX_BYTES}");
+            return Err(self.malformed(reason));
+        }
+        let blob = client.pull_blob_stream(&self.reference, descriptor).await.map_err(|e| self.registry(e))?;
+        let bytes = at_most(blob.stream, size).await.map_err(|e| match e {
+            TooMuch::Read(e) => {
+                let (name, registry) = (self.name.to_owned(), self.reference.registry().to_owned());
+                ImageError::Registry { name, registry, reason: registry::chain(&e) }
+            }
+            TooMuch::Longer => {
+                self.malformed(format!("its configuration is longer than the {size} bytes its manifest says"))
+            }
+        })?;
+        Ok(bytes)
     }
 
     fn client(&self) -> Result<Client, ImageError> {
@@ -205,10 +229,10 @@ impl Pull<'_> {
         let shared = &self.store.shared;
         let lock = Keyed::lock(&shared.unpacking, diff_id.to_owned());
         let _one = lock.mutex.lock().await;
-        if !shared.hold(diff_id) {
-            self.fetch(client, descriptor, diff_id, &progress).await?;
-        }
-        let held = Held { shared: Arc::clone(shared), diff_id: diff_id.to_owned() };
+        let held = match shared.hold(diff_id) {
+            Some(held) => held,
+            None => self.fetch(client, descriptor, diff_id, &progress).await?,
+        };
         self.tell(&progress, |p| p.layers_done += 1);
         Ok(held)
     }
@@ -219,7 +243,7 @@ impl Pull<'_> {
         descriptor: &OciDescriptor,
         diff_id: &str,
         progress: &Arc<Mutex<Progress>>,
-    ) -> Result<(), ImageError> {
+    ) -> Result<Held, ImageError> {
         let shared = Arc::clone(&self.store.shared);
         let slot = Arc::clone(&shared.slots).acquire_owned().await;
         let blob = client.pull_blob_stream(&self.reference, descriptor).await.map_err(|e| self.registry(e))?;
@@ -243,6 +267,7 @@ impl Pull<'_> {
                     source => ImageError::Unpack { name: name.clone(), layer: layer_digest.clone(), source },
                 })?;
             let verified = verify(&name, &unpacked, &blob_digest, &expected);
+            // Given back from here: when nobody waits for it any more, it is let go.
             let done = verified.and_then(|()| shared.install(&place, &expected, unpacked.bytes));
             if place.exists() {
                 std::fs::remove_dir_all(&place).map_err(ImageError::io(place))?;
@@ -267,6 +292,28 @@ impl Pull<'_> {
     fn wrong_digest(&self, what: &'static str, found: String, expected: &str) -> ImageError {
         ImageError::Digest { name: self.name.to_owned(), what, found, expected: expected.to_owned() }
     }
+}
+
+/// Why a stream was not read to its end.
+enum TooMuch {
+    /// It broke.
+    Read(io::Error),
+    /// It goes on after the limit.
+    Longer,
+}
+
+async fn at_most(
+    stream: impl futures::Stream<Item = io::Result<bytes::Bytes>> + Unpin,
+    limit_bytes: u64,
+) -> Result<Vec<u8>, TooMuch> {
+    let (mut stream, mut all) = (stream, Vec::new());
+    while let Some(chunk) = stream.try_next().await.map_err(TooMuch::Read)? {
+        if (all.len() + chunk.len()) as u64 > limit_bytes {
+            return Err(TooMuch::Longer);
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all)
 }
 
 fn update(progress: &Mutex<Progress>, tell: &OnProgress, change: impl FnOnce(&mut Progress)) {
@@ -297,18 +344,6 @@ pub(crate) fn verify(
         return Err(wrong("an uncompressed layer", &unpacked.diff_id, diff_id));
     }
     Ok(())
-}
-
-/// A layer kept from collection until its image has a record.
-pub(crate) struct Held {
-    pub shared: Arc<Shared>,
-    pub diff_id: String,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.shared.release(&self.diff_id);
-    }
 }
 
 type Locks = Mutex<HashMap<String, Arc<AsyncMutex<()>>>>;
@@ -345,5 +380,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(ImageError::Io { path: "image store".into(), source: io::Error::other(error) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_document_is_read_up_to_its_size_and_no_further() {
+        let chunk = || Ok(bytes::Bytes::from_static(b"1234"));
+        let endless = || stream::iter(std::iter::repeat_with(chunk));
+        assert!(matches!(at_most(endless(), 10).await, Err(TooMuch::Longer)));
+        assert!(at_most(stream::iter([chunk(), chunk()]), 8).await.is_ok_and(|all| all == b"12341234"));
+        let broken = stream::iter([chunk(), Err(io::ErrorKind::ConnectionReset.into())]);
+        assert!(matches!(at_most(broken, 8).await, Err(TooMuch::Read(_))));
     }
 }

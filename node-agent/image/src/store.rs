@@ -110,6 +110,19 @@ struct Index {
     used: HashMap<String, Instant>,
 }
 
+/// A layer kept from collection until its image has a record; let go when it is dropped, whoever
+/// has it then: a pull that was given up, too.
+pub(crate) struct Held {
+    shared: Arc<Shared>,
+    diff_id: String,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.release(&self.diff_id);
+    }
+}
+
 /// What a finished pull or import stores.
 pub(crate) struct NewImage {
     pub id: String,
@@ -241,29 +254,29 @@ impl Shared {
         self.folder.join("ingest").join(format!("{}-{n}", std::process::id()))
     }
 
-    /// Is the layer's folder complete? If so it is held until [`Shared::release`].
-    pub fn hold(&self, diff_id: &str) -> bool {
+    /// Holds the layer if its folder is complete.
+    pub fn hold(self: &Arc<Self>, diff_id: &str) -> Option<Held> {
         let mut index = self.index();
-        let there = index.layers.contains_key(diff_id);
-        if there {
-            *index.held.entry(diff_id.to_owned()).or_default() += 1;
-        }
-        there
+        index.layers.contains_key(diff_id).then(|| self.count(&mut index, diff_id))
     }
 
     /// Moves an unpacked layer into its place and holds it.
-    pub fn install(&self, unpacked: &Path, diff_id: &str, bytes: u64) -> Result<(), ImageError> {
+    pub fn install(self: &Arc<Self>, unpacked: &Path, diff_id: &str, bytes: u64) -> Result<Held, ImageError> {
         let place = self.layer(diff_id)?;
         let mut index = self.index();
-        *index.held.entry(diff_id.to_owned()).or_default() += 1;
         if !index.layers.contains_key(diff_id) {
             fs::rename(unpacked, &place).map_err(ImageError::io(place))?;
             index.layers.insert(diff_id.to_owned(), bytes);
         }
-        Ok(())
+        Ok(self.count(&mut index, diff_id))
     }
 
-    pub fn release(&self, diff_id: &str) {
+    fn count(self: &Arc<Self>, index: &mut Index, diff_id: &str) -> Held {
+        *index.held.entry(diff_id.to_owned()).or_default() += 1;
+        Held { shared: Arc::clone(self), diff_id: diff_id.to_owned() }
+    }
+
+    fn release(&self, diff_id: &str) {
         let mut index = self.index();
         if let Some(count) = index.held.get_mut(diff_id) {
             *count -= 1;
@@ -399,4 +412,29 @@ fn sweep(folder: &Path, index: &Index) -> Result<(), ImageError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_layer_is_held_only_once_it_is_in_place_and_as_long_as_somebody_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path(), Options::default()).unwrap();
+        let shared = &store.shared;
+        let diff_id = format!("sha256:{}", "a".repeat(64));
+        let held = || shared.index().held.get(&diff_id).copied();
+        // Nothing was unpacked: it cannot be put in place, and nothing remembers the attempt.
+        assert!(shared.install(&dir.path().join("nothing"), &diff_id, 1).is_err());
+        assert_eq!((held(), shared.hold(&diff_id).is_some()), (None, false));
+        let unpacked = shared.ingest();
+        fs::create_dir(&unpacked).unwrap();
+        let first = shared.install(&unpacked, &diff_id, 1).unwrap();
+        let second = shared.hold(&diff_id).unwrap();
+        assert_eq!(held(), Some(2));
+        drop((first, second));
+        assert_eq!(held(), None);
+    }
 }

@@ -19,6 +19,7 @@ use crate::create::Create;
 use crate::helper::{Helper, Purpose, Report};
 use crate::logs::{Sink, Stream};
 use crate::server::{Shim, refuse};
+use crate::spec::Pids;
 
 /// How long a killed container may take to vanish (a process in uninterruptible sleep).
 const KILL_WITHIN: Duration = Duration::from_secs(8);
@@ -189,7 +190,8 @@ impl Shim {
             bundle,
             runtime: self.runtime(),
             cgroup_path,
-            private_pid: !self.config.share_pid && !self.config.host_pid,
+            pids: self.pids(),
+            v1_groups: if self.surface.is_v2 { Vec::new() } else { group.v1_dirs().collect() },
             shm: self.surface.shm.clone(),
             filters: self.config.filters.clone(),
             v2_group: if self.surface.is_v2 { self.containers_v2_dir(&id) } else { None },
@@ -204,6 +206,14 @@ impl Shim {
         let helper = Helper::new(pid, ours, Purpose::Create(id), conn).map_err(|e| e.to_string())?;
         self.helpers.push(helper);
         Ok(())
+    }
+
+    fn pids(&self) -> Pids {
+        match self.surface.pause {
+            Some(pid) => Pids::Shared(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+            None if self.config.host_pid => Pids::Node,
+            None => Pids::Own,
+        }
     }
 
     fn containers_v2_dir(&self, id: &str) -> Option<PathBuf> {

@@ -21,7 +21,7 @@ use crate::diagnostics::Diagnostics;
 use crate::filter::{self, Confined};
 use crate::helper::{Report, report};
 use crate::reason::concise;
-use crate::spec::{Surroundings, prepare};
+use crate::spec::{Pids, Surroundings, prepare};
 
 /// What the helper needs.
 pub struct Create {
@@ -33,8 +33,10 @@ pub struct Create {
     pub runtime: PathBuf,
     /// Below the (rebased) hierarchies.
     pub cgroup_path: String,
-    /// A PID namespace of its own.
-    pub private_pid: bool,
+    /// Which processes it sees.
+    pub pids: Pids,
+    /// Its folders in the (rebased) hierarchies of cgroup v1.
+    pub v1_groups: Vec<(String, PathBuf)>,
     /// The Pod's shared `/dev/shm`.
     pub shm: Option<PathBuf>,
     /// Where compiled seccomp filters are kept.
@@ -77,7 +79,8 @@ impl Create {
         let around = Surroundings {
             rootfs: &rootfs,
             cgroup_path: &self.cgroup_path,
-            private_pid: self.private_pid,
+            pids: &self.pids,
+            v1_groups: &self.v1_groups,
             cgroup_namespace: self.request.cgroup_namespace,
             shm: self.shm.as_deref(),
         };

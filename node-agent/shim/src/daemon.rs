@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::mount::MountFlags;
 use trellis_sandbox::cgroup::{Cgroup, CgroupRoot, Cgroups, Limits};
-use trellis_sandbox::{SandboxError, mounts, netns, process};
+use trellis_sandbox::{SandboxError, mounts, netns, pause, process};
 use trellis_shim_protocol::{SANDBOX, SHIM_LOG, SandboxConfig};
 
 use crate::server::{Shim, Surface};
@@ -155,6 +155,8 @@ fn become_shim(config: SandboxConfig, cgroups: &Cgroups, outer_proc: OwnedFd, re
         .map_err(|e| kernel("read signals of")(e.into()))?;
 
     build_sandbox(&config, cgroups)?;
+    // Not the shim's own namespace: it has the node's root and every capability.
+    let pause = (config.share_pid && !config.host_pid).then(pause::start).transpose()?;
     let log_path = config.dir.join(SHIM_LOG);
     let log = File::options()
         .create(true)
@@ -170,7 +172,7 @@ fn become_shim(config: SandboxConfig, cgroups: &Cgroups, outer_proc: OwnedFd, re
     // The hierarchies were rebased: paths are relative to where they are mounted now.
     let rebased = Cgroups::detect(&CgroupRoot::Mounted)?;
     let (group, is_v2) = (rebased.group(&config.cgroup_path), rebased.is_v2());
-    let surface = Surface { listener, signals, outer_proc, group, is_v2, shm };
+    let surface = Surface { listener, signals, outer_proc, group, is_v2, shm, pause };
     let mut shim = Shim::new(config, surface);
     shim.persist().map_err(io_error("cannot write the state in", &log_path))?;
 

@@ -7,13 +7,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use trellis_shim_protocol::HELPER_TIMEOUT;
 use trellis_shim_protocol::client::{receive_with_fds, send_with_fds};
-
-/// A create that takes longer hangs on a dead disk or network file system.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A report is an error text at most.
 const MAX_REPORT_BYTES: usize = 64 * 1024;

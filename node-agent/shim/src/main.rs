@@ -6,7 +6,8 @@
 //! short-lived forked helpers ([`create`], [`exec`]), so that the shim stays small and never blocks.
 //!
 //! The shim is the first process of a PID namespace of its own: whoever kills it kills, by the
-//! kernel's hand, every process of the Pod, and its mount namespace takes all mounts along. What
+//! kernel's hand, every process of the Pod, and its mount namespace takes all mounts along. No
+//! container lives in that namespace: each has one of its own below it, or all share one. What
 //! is left then (cgroups, a folder) `trellis_sandbox::cleanup` removes.
 //!
 //! ```text
@@ -36,6 +37,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    // It is executed from a descriptor, whose number the kernel takes for its name.
+    let _ = rustix::thread::set_name(c"trellis-shim");
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["run"] => match daemon::run() {
             Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,12 @@ use trellis_shim_protocol::{Exit, Happening, Phase, Reply};
 use crate::clock;
 use crate::conn::Waiting;
 use crate::helper::Purpose;
+use crate::logs::READ_BYTES;
 use crate::server::Shim;
+
+/// Read at once of a stream whose container has ended: as much as a pipe can be made to hold by
+/// default (`/proc/sys/fs/pipe-max-size`, 1 MiB).
+const LAST_OUTPUT_BYTES: usize = 1 << 20;
 
 /// Ended children whose helper has not named them yet: between a fork and its report.
 const MAX_UNCLAIMED: usize = 64;
@@ -36,6 +41,12 @@ impl Shim {
                 if matches!(helper.purpose, Purpose::Create(_)) || helper.said.pid.is_none() {
                     helper.ended = true;
                 }
+                continue;
+            }
+            if self.surface.pause == Some(pid) {
+                // All that was in its namespace has ended with it, and nothing can be put there again.
+                self.note("the first process of the shared PID namespace was killed: the sandbox is lost");
+                self.ending = true;
                 continue;
             }
             if !self.ended(pid, status) {
@@ -110,9 +121,12 @@ impl Shim {
                 let _ = process::kill(pid, rustix::process::Signal::KILL.as_raw());
             }
         }
-        // Everyone who wrote is dead: what is in the pipes is all there will be.
+        // Everyone who wrote is dead or about to be: what is in the pipes is all there will be. Bounded,
+        // or whoever lives on with the other end (a signal is on its way to it, or it is an exec's
+        // child of another container) could keep the shim here by writing; the poll loop goes on reading.
         for which in 0..2 {
-            while self.read_output(id, which) {}
+            let reads = LAST_OUTPUT_BYTES / READ_BYTES;
+            let _ = (0..reads).take_while(|_| self.read_output(id, which)).count();
         }
         let Some(container) = self.containers.get_mut(id) else { return };
         exit.oom_killed = exit.code != 0 && container.group.oom_kills() > 0;

@@ -11,7 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use trellis_sandbox::cgroup::Cgroup;
 use trellis_sandbox::process;
-use trellis_shim_protocol::{ErrorCode, Event, Exit, Moment, Reply, SandboxConfig};
+use trellis_shim_protocol::{ErrorCode, Event, Exit, HELPER_TIMEOUT, Moment, Reply, SandboxConfig};
 
 use crate::clock;
 use crate::conn::{Conn, Waiting};
@@ -36,6 +36,8 @@ pub struct Surface {
     pub is_v2: bool,
     /// The Pod's shared `/dev/shm`.
     pub shm: Option<PathBuf>,
+    /// The first process of the PID namespace that the Pod's containers share, if they do.
+    pub pause: Option<i32>,
 }
 
 /// An exec'd process.
@@ -182,7 +184,7 @@ impl Shim {
     fn check_deadlines(&mut self) {
         let now = Instant::now();
         for helper in self.helpers.iter_mut().filter(|h| h.deadline <= now) {
-            helper.said.error = Some("it took longer than 60 s and was given up".to_owned());
+            helper.said.error = Some(format!("it took longer than {} s and was given up", HELPER_TIMEOUT.as_secs()));
             helper.ended = true;
             let _ = process::kill(helper.pid, rustix::process::Signal::KILL.as_raw());
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure: a table of corrections, each with its reason.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
     LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompOperator,
@@ -10,6 +10,18 @@ use libcontainer::oci_spec::runtime::{
 };
 
 use trellis_sandbox::devices::{self, Kind, Rule};
+use trellis_shim_protocol::defaults;
+
+/// Whose PID namespace a container lives in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pids {
+    /// One of its own.
+    Own,
+    /// The one that the Pod's containers share: its file.
+    Shared(PathBuf),
+    /// The shim's, which is the node's.
+    Node,
+}
 
 /// What the corrections depend on.
 pub struct Surroundings<'a> {
@@ -17,8 +29,10 @@ pub struct Surroundings<'a> {
     pub rootfs: &'a Path,
     /// The container's cgroup below the (rebased) hierarchies.
     pub cgroup_path: &'a str,
-    /// The container gets a PID namespace of its own.
-    pub private_pid: bool,
+    /// Which processes the container sees.
+    pub pids: &'a Pids,
+    /// The container's folder in each hierarchy of cgroup v1, by the hierarchy's name.
+    pub v1_groups: &'a [(String, PathBuf)],
     /// The container gets a cgroup namespace of its own.
     pub cgroup_namespace: bool,
     /// The Pod's shared `/dev/shm`.
@@ -62,19 +76,46 @@ pub fn prepare(spec: &mut Spec, around: &Surroundings<'_>) -> Result<(), SpecErr
     if let Some(shm) = around.shm {
         share_shm(spec, shm);
     }
+    if matches!(around.pids, Pids::Shared(_)) {
+        bind_v1_groups(spec, around.v1_groups);
+    }
     Ok(())
+}
+
+/// libcontainer 0.7, mounting cgroup v1, looks its process up in the shim's `/proc` by the number
+/// that it has in its own PID namespace: 1 is always there, any other is nobody, or somebody else. So
+/// in a shared namespace what it would mount is written into the spec: the container's own groups.
+fn bind_v1_groups(spec: &mut Spec, groups: &[(String, PathBuf)]) {
+    let Some(mounts) = spec.mounts_mut() else { return };
+    let Some(at) = mounts.iter().position(|m| m.typ().as_deref() == Some("cgroup")) else { return };
+    if groups.is_empty() {
+        return;
+    }
+    let place = mounts[at].destination().clone();
+    let read_only = mounts[at].options().iter().flatten().any(|o| o == "ro");
+    mounts[at]
+        .set_typ(Some("tmpfs".to_owned()))
+        .set_source(Some("tmpfs".into()))
+        .set_options(Some(["nosuid", "noexec", "nodev", "mode=755", "size=64k"].map(str::to_owned).to_vec()));
+    let binds = groups
+        .iter()
+        .map(|(name, dir)| defaults::bind(&dir.to_string_lossy(), &place.join(name).to_string_lossy(), read_only));
+    mounts.splice(at + 1..at + 1, binds.collect::<Vec<_>>());
 }
 
 /// Network, IPC and UTS namespaces are inherited from the shim, which lives in the Pod's.
 fn namespaces(around: &Surroundings<'_>) -> Vec<LinuxNamespace> {
-    let mut kinds = vec![LinuxNamespaceType::Mount];
-    if around.private_pid {
-        kinds.push(LinuxNamespaceType::Pid);
+    let new = |kind| LinuxNamespaceBuilder::default().typ(kind);
+    let mut wanted = vec![new(LinuxNamespaceType::Mount)];
+    match around.pids {
+        Pids::Own => wanted.push(new(LinuxNamespaceType::Pid)),
+        Pids::Shared(file) => wanted.push(new(LinuxNamespaceType::Pid).path(file)),
+        Pids::Node => {}
     }
     if around.cgroup_namespace {
-        kinds.push(LinuxNamespaceType::Cgroup);
+        wanted.push(new(LinuxNamespaceType::Cgroup));
     }
-    kinds.into_iter().filter_map(|k| LinuxNamespaceBuilder::default().typ(k).build().ok()).collect()
+    wanted.into_iter().filter_map(|n| n.build().ok()).collect()
 }
 
 /// libcontainer 0.7 reads `SCMP_CMP_MASKED_EQ` with value and valueTwo exchanged: OCI and runc say
@@ -145,15 +186,19 @@ pub fn device_rules(spec: &Spec) -> Vec<Rule> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use trellis_shim_protocol::defaults;
 
     fn prepared(change: impl FnOnce(&mut Spec)) -> Result<Spec, SpecError> {
+        prepared_with(&Pids::Own, change)
+    }
+
+    fn prepared_with(pids: &Pids, change: impl FnOnce(&mut Spec)) -> Result<Spec, SpecError> {
         let mut spec = defaults::base_spec(vec!["/bin/true".to_owned()]);
         change(&mut spec);
         let around = Surroundings {
             rootfs: Path::new("/r"),
             cgroup_path: "trellis/podx/c",
-            private_pid: true,
+            pids,
+            v1_groups: &[("memory".to_owned(), "/sys/fs/cgroup/memory/trellis/podx/c".into())],
             cgroup_namespace: false,
             shm: Some(Path::new("/shm")),
         };
@@ -183,6 +228,32 @@ mod tests {
         let kinds: Vec<_> = linux.namespaces().clone().unwrap().iter().map(LinuxNamespace::typ).collect();
         assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("trellis/podx/c")));
+    }
+
+    #[test]
+    fn a_shared_pid_namespace_is_joined_by_its_file_never_the_shims() {
+        let pid = |pids: &Pids| {
+            let linux = prepared_with(pids, |_| ()).unwrap().linux().clone().unwrap();
+            let all = linux.namespaces().clone().unwrap();
+            all.into_iter().find(|n| n.typ() == LinuxNamespaceType::Pid).map(|n| n.path().clone())
+        };
+        let file = PathBuf::from("/proc/2/ns/pid");
+        assert_eq!(pid(&Pids::Own), Some(None));
+        assert_eq!(pid(&Pids::Shared(file.clone())), Some(Some(file)));
+        assert_eq!(pid(&Pids::Node), None);
+    }
+
+    #[test]
+    fn a_shared_pid_namespace_gets_its_groups_of_v1_by_binds() {
+        let found = |pids: &Pids| {
+            let mounts = prepared_with(pids, |_| ()).unwrap().mounts().clone().unwrap();
+            let below = mounts.into_iter().filter(|m| m.destination().starts_with("/sys/fs/cgroup"));
+            below.map(|m| (m.destination().display().to_string(), m.typ().clone().unwrap())).collect::<Vec<_>>()
+        };
+        let own = |place: &str, typ: &str| (place.to_owned(), typ.to_owned());
+        assert_eq!(found(&Pids::Own), [own("/sys/fs/cgroup", "cgroup")]);
+        let shared = found(&Pids::Shared("/proc/2/ns/pid".into()));
+        assert_eq!(shared, [own("/sys/fs/cgroup", "tmpfs"), own("/sys/fs/cgroup/memory", "bind")]);
     }
 
     #[test]

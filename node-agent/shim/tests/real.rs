@@ -382,8 +382,51 @@ fn a_shared_pid_namespace_is_seen_and_ends_with_its_container() {
     pod.run("b", "(sleep 4321 &); sleep 0.2; ps | grep -c '[s]leep 1234'");
     assert_eq!(wait(&pod, "b").code, 0);
     assert_eq!(pod.lines("b", "stdout"), ["1"]);
+    let (exit, out, _) = exec(&pod, sh("a", "ps | grep -c '[s]leep 1234'"), "");
+    assert_eq!((exit.code, out.as_str()), (0, "1\n"), "an exec sees the same processes");
     let cgroups = trellis_sandbox::cgroup::Cgroups::detect(&trellis_sandbox::cgroup::CgroupRoot::Own).unwrap();
     let group = cgroups.group(&pod.config.cgroup_path).child("b");
     until("what b started is gone", || group.processes().is_empty());
-    std::thread::sleep(Duration::from_millis(1));
+}
+
+#[test]
+fn a_shared_pid_namespace_shows_nothing_of_the_node_not_even_to_tracers() {
+    let name = "a_shared_pid_namespace_shows_nothing_of_the_node_not_even_to_tracers";
+    let Some(pod) = pod_with(name, |c| c.share_pid = true) else { return };
+    let mut request = pod.request(
+        "a",
+        "(sleep 0 &); grep -E '^(Name|Uid|CapPrm|CapEff|NoNewPrivs)' /proc/1/status; \
+         echo root $(ls -A /proc/1/root | wc -l) fds $(ls -A /proc/1/fd | wc -l); readlink /proc/1/exe; \
+         echo x 2>/dev/null > /proc/1/root/x && echo wrote; \
+         for s in /proc/[0-9]*/status; do grep -h '^State' $s; done | grep -c Z; grep -h '^Name' /proc/[0-9]*/status",
+    );
+    for set in ["bounding", "effective", "permitted"] {
+        let all = request.spec["process"]["capabilities"][set].as_array_mut().unwrap();
+        all.extend(["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"].map(Into::into));
+    }
+    pod.run_request(request);
+    assert_eq!(wait(&pod, "a").code, 0, "{:?}", pod.lines("a", "stderr"));
+    let lines = pod.lines("a", "stdout");
+    let has = |want: &str| lines.iter().any(|l| l == want);
+    assert!(has("root 0 fds 0"), "{lines:#?}");
+    assert!(has("Uid:\t65534\t65534\t65534\t65534") && has("CapPrm:\t0000000000000000"), "{lines:#?}");
+    assert!(has("NoNewPrivs:\t1") && !has("wrote"), "{lines:#?}");
+    assert!(lines.iter().any(|l| l.starts_with("/memfd:")), "not a file of the node: {lines:#?}");
+    // It reaps: the orphan is no zombie. And the shim is not there.
+    assert!(has("0"), "{lines:#?}");
+    assert!(has("Name:\ttrellis-pause") && !has("Name:\ttrellis-shim"), "{lines:#?}");
+}
+
+#[test]
+fn no_file_of_the_node_is_behind_the_shim_or_a_container_that_is_not_started_yet() {
+    let name = "no_file_of_the_node_is_behind_the_shim_or_a_container_that_is_not_started_yet";
+    let Some(pod) = pod(name) else { return };
+    let made = pod.client().create(pod.request("a", "sleep 1000")).unwrap();
+    for pid in [pod.shim_pid, made.host_pid] {
+        let exe = format!("/proc/{pid}/exe");
+        assert!(fs::read_link(&exe).unwrap().to_string_lossy().starts_with("/memfd:"), "process {pid}");
+        let seals = rustix::fs::fcntl_get_seals(fs::File::open(&exe).unwrap()).unwrap();
+        assert!(seals.contains(rustix::fs::SealFlags::WRITE), "process {pid}: {seals:?}");
+    }
+    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", pod.shim_pid)).unwrap(), "trellis-shim\n");
 }

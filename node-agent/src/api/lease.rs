@@ -1,6 +1,6 @@
 //! The heartbeat: while it arrives, the control plane takes this node for alive.
 use std::time::Duration;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use trellis_proto::{
     api::{RenewLeaseRequest, nodes_client::NodesClient},
     client::Connection,
@@ -12,12 +12,8 @@ const BEAT: Duration = Duration::from_millis(400);
 /// A beat that takes longer than the lease lives is worthless; the next one tries another member.
 const BEAT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// When the last beat was acknowledged, for whoever wants to know whether we are cut off.
-pub type LastBeat = watch::Receiver<Option<tokio::time::Instant>>;
-
 /// Beats for ever.
-pub fn start(conn: Connection, node: String) -> LastBeat {
-    let (tx, rx) = watch::channel(None);
+pub fn start(conn: Connection, node: String) {
     let instance = uuid::Uuid::new_v4().simple().to_string();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(stretched(BEAT));
@@ -27,7 +23,6 @@ pub fn start(conn: Connection, node: String) -> LastBeat {
         loop {
             interval.tick().await;
             let request = RenewLeaseRequest { node: node.clone(), instance: instance.clone() };
-            let began = tokio::time::Instant::now();
             let call = conn.call_within(stretched(BEAT_TIMEOUT), |chan| {
                 let request = request.clone();
                 async move { NodesClient::new(chan).renew_lease(request).await }
@@ -37,7 +32,6 @@ pub fn start(conn: Connection, node: String) -> LastBeat {
                     if std::mem::take(&mut failing) {
                         tracing::info!("the control plane hears this node again");
                     }
-                    tx.send_replace(Some(began));
                 }
                 Err(status) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -47,5 +41,4 @@ pub fn start(conn: Connection, node: String) -> LastBeat {
             }
         }
     });
-    rx
 }

@@ -20,8 +20,8 @@ const OWN_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "
 /// What is wished, and the object it was derived from.
 pub type Wish = Option<(Arc<Pod>, PodStatus)>;
 
-/// Runs until the wishing side is dropped; what is wished last is written before it ends, unless
-/// the Pod is gone.
+/// Runs until the wishing side is dropped; what is wished last is tried to be written before it
+/// ends, unless the Pod is gone.
 pub async fn run(conn: Connection, mut wishes: watch::Receiver<Wish>) {
     let mut base: Option<Pod> = None;
     loop {
@@ -40,10 +40,13 @@ pub async fn run(conn: Connection, mut wishes: watch::Receiver<Wish>) {
                     Err(Failure::Again(fresh)) => object = *fresh,
                     Err(Failure::Later(same)) => {
                         tokio::time::sleep(RETRY_EVERY).await;
-                        if wishes.has_changed().unwrap_or(false) {
-                            break;
+                        match wishes.has_changed() {
+                            Ok(true) => break,
+                            Ok(false) => object = *same,
+                            // The Pod is over here. What could not be written (a node may not write to
+                            // a Pod that is not its own any more) must not be tried for ever.
+                            Err(_) => return,
                         }
-                        object = *same;
                     }
                 }
             }
@@ -94,7 +97,7 @@ async fn write(conn: &Connection, mut object: Pod, status: &PodStatus) -> Result
     let (namespace, name) = (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
     let key = key("Pod", &namespace, &name);
     let merged = merge(status, object.status.as_ref());
-    if object.status.as_ref() == Some(&merged) {
+    if is_written(&object, &merged) {
         return Ok(object);
     }
     object.status = Some(merged);
@@ -104,14 +107,24 @@ async fn write(conn: &Connection, mut object: Pod, status: &PodStatus) -> Result
         Err(ApiError::Conflict(_)) => match get::<Pod>(conn, &key).await {
             Ok(fresh) if fresh.metadata.uid == meta.uid => Err(Failure::Again(Box::new(fresh))),
             Ok(_) | Err(ApiError::NotFound(_)) => Err(Failure::Gone),
-            Err(_) => Err(Failure::Later(Box::new(object))),
+            Err(_) => Err(later(object)),
         },
         Err(error) => {
             tracing::warn!(%error, "cannot write a Pod's status: trying again");
-            object.status = None;
-            Err(Failure::Later(Box::new(object)))
+            Err(later(object))
         }
     }
+}
+
+/// Without the status that was not written: the next try would take it for the stored one.
+fn later(mut object: Pod) -> Failure {
+    object.status = None;
+    Failure::Later(Box::new(object))
+}
+
+/// The object has this status already.
+fn is_written(object: &Pod, merged: &PodStatus) -> bool {
+    object.status.as_ref() == Some(merged)
 }
 
 /// The agent's words, with the conditions of others as the object has them now.
@@ -150,6 +163,16 @@ mod tests {
             tx.send_replace(better);
             tokio::time::timeout(Duration::from_secs(10), settle(&mut rx, far)).await.unwrap();
         }
+    }
+
+    #[test]
+    fn what_was_not_written_is_not_taken_for_written_by_the_next_try() {
+        let ours: PodStatus =
+            serde_json::from_value(serde_json::json!({"phase": "Running", "conditions": []})).unwrap();
+        let tried = Pod { status: Some(merge(&ours, None)), ..Pod::default() };
+        assert!(is_written(&tried, &merge(&ours, tried.status.as_ref())), "the control");
+        let Failure::Later(next) = later(tried) else { panic!("not later") };
+        assert!(!is_written(&next, &merge(&ours, next.status.as_ref())));
     }
 
     #[test]

@@ -126,6 +126,15 @@ pub enum Event {
         /// What is wrong, for people.
         message: String,
     },
+    /// SIGKILL could not be sent; it is tried again.
+    KillFailed {
+        /// Container.
+        container: String,
+        /// Which start of it.
+        attempt: u32,
+        /// What is wrong, for people.
+        message: String,
+    },
     /// The runtime could not start it: counts as an exit with code 128.
     StartFailed {
         /// Container.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{self, watch::Item},
-    runtime::shim::Shim,
+    runtime::{netd::NetdError, shim::Shim},
     volume,
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +21,11 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use trellis_proto::netd::StatusReply;
 use trellis_proto::service::{ALIVE, Watchdog, notify};
 
 /// How long a Pod without a living shim waits for the control plane before it is started from
@@ -45,10 +49,36 @@ pub async fn run(ctx: Arc<Context>, network: watch::Sender<Result<(), String>>) 
         seen: BTreeSet::new(),
         synced: false,
         stale: Vec::new(),
+        detaching: None,
     };
     manager.load().await;
+    let (seen_tx, seen_rx) = mpsc::channel(1);
+    tokio::spawn(follow_netd(ctx.clone(), seen_tx));
     tokio::spawn(follow_pods(ctx, items_tx));
-    manager.run(items_rx, over_rx, network).await;
+    manager.run(items_rx, over_rx, seen_rx, network).await;
+}
+
+/// Looks at what netd holds, on a task of its own: one that is stopped answers after seconds, if at
+/// all, and Pods come and go meanwhile.
+async fn follow_netd(ctx: Arc<Context>, tx: mpsc::Sender<Result<StatusReply, NetdError>>) {
+    let mut look = tokio::time::interval(NETD_POLL);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if tx.send(ctx.netd.status().await).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes back what netd holds of Pods that are no more.
+async fn detach_orphans(ctx: Arc<Context>, uids: Vec<String>) {
+    for uid in uids {
+        tracing::info!(uid, "netd holds a Pod that is no more: detaching it");
+        if let Err(error) = ctx.netd.detach(&uid).await {
+            tracing::warn!(uid, %error, "cannot detach");
+        }
+    }
 }
 
 async fn follow_pods(ctx: Arc<Context>, tx: mpsc::Sender<Item<Pod>>) {
@@ -70,6 +100,8 @@ struct Manager {
     seen: BTreeSet<String>,
     synced: bool,
     stale: Vec<Arc<Pod>>,
+    /// Orphans that netd is being asked to let go: one round at a time.
+    detaching: Option<JoinHandle<()>>,
 }
 
 impl Manager {
@@ -110,10 +142,9 @@ impl Manager {
         mut self,
         mut items: mpsc::Receiver<Item<Pod>>,
         mut over: mpsc::Receiver<String>,
+        mut netd: mpsc::Receiver<Result<StatusReply, NetdError>>,
         network: watch::Sender<Result<(), String>>,
     ) {
-        let mut netd = tokio::time::interval(NETD_POLL);
-        netd.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stale = tokio::time::sleep(STALE_START_AFTER);
         tokio::pin!(stale);
         let mut watchdog = Watchdog::from_env();
@@ -125,7 +156,7 @@ impl Manager {
                     None => return,
                 },
                 Some(uid) = over.recv() => drop(self.workers.remove(&uid)),
-                _ = netd.tick() => self.look_at_netd(&network).await,
+                Some(held) = netd.recv() => self.on_netd(held, &network),
                 () = &mut stale, if !self.stale.is_empty() => {
                     tracing::warn!(pods = self.stale.len(), "no control plane: starting Pods as last known");
                     for pod in std::mem::take(&mut self.stale) {
@@ -179,8 +210,8 @@ impl Manager {
     }
 
     /// Hands netns over again after netd's restart, and takes back what nobody wants any more.
-    async fn look_at_netd(&mut self, network: &watch::Sender<Result<(), String>>) {
-        let status = match self.ctx.netd.status().await {
+    fn on_netd(&mut self, held: Result<StatusReply, NetdError>, network: &watch::Sender<Result<(), String>>) {
+        let status = match held {
             Ok(status) => status,
             Err(error) => {
                 let text = error.to_string();
@@ -209,14 +240,13 @@ impl Manager {
                 drop(mailbox.try_send(Message::Reattach));
             }
         }
-        if !self.synced {
+        if !self.synced || self.detaching.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        for uid in held.keys().filter(|uid| !self.workers.contains_key(**uid) && !self.seen.contains(**uid)) {
-            tracing::info!(uid, "netd holds a Pod that is no more: detaching it");
-            if let Err(error) = self.ctx.netd.detach(uid).await {
-                tracing::warn!(uid, %error, "cannot detach");
-            }
+        let unknown = |uid: &&str| !self.workers.contains_key(*uid) && !self.seen.contains(*uid);
+        let orphans: Vec<String> = held.into_keys().filter(unknown).map(str::to_owned).collect();
+        if !orphans.is_empty() {
+            self.detaching = Some(tokio::spawn(detach_orphans(self.ctx.clone(), orphans)));
         }
     }
 }

@@ -55,6 +55,25 @@ impl PodDir {
         self.logs().join(container).join(format!("{attempt}.log"))
     }
 
+    /// Removes the logs of a container's runs before the one that precedes `attempt`: `logs` reads
+    /// the present run's and, with --previous, the one before it; as in Kubernetes nobody asks for more.
+    pub fn prune_logs(&self, container: &str, attempt: u32) -> Result<(), PersistError> {
+        let folder = self.logs().join(container);
+        let entries = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|source| PersistError { path: folder, source })?,
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // `3.log`, and what was rotated of it: `3.log.1` …
+            let run = name.split_once(".log").and_then(|(n, _)| n.parse::<u32>().ok());
+            if run.is_some_and(|run| run.saturating_add(2) <= attempt) {
+                fs::remove_file(entry.path()).map_err(|source| PersistError { path: entry.path(), source })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Volumes that live on disk.
     pub fn volumes(&self) -> PathBuf {
         self.0.join("volumes")
@@ -161,6 +180,22 @@ pub fn known_uids(data: &Path) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
     use super::*;
+
+    #[test]
+    fn logs_of_the_present_and_the_previous_run_stay() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = PodDir::new(data.path(), "u");
+        dir.prune_logs("a", 7).unwrap();
+        let folder = dir.logs().join("a");
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["0.log", "0.log.1", "4.log", "5.log", "5.log.2", "6.log", "6.log.1", "7.log", "10.log", "other"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        dir.prune_logs("a", 7).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["10.log", "6.log", "6.log.1", "7.log", "other"]);
+    }
 
     #[test]
     fn a_file_is_whole_missing_or_broken_and_a_broken_one_is_replaced() {

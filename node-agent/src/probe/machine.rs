@@ -58,9 +58,10 @@ pub struct ProbeMachine {
 }
 
 impl ProbeMachine {
-    /// A probe of a container that started at `started` (monotonic).
-    pub fn new(timing: Timing, started: Duration) -> Self {
-        Self { timing, next: started + timing.initial_delay, row: 0, last: None, verdict: None, eager: None }
+    /// A probe begun at `now` (monotonic) of a container that has run for `age` by then.
+    pub fn new(timing: Timing, now: Duration, age: Duration) -> Self {
+        let next = now + timing.initial_delay.saturating_sub(age);
+        Self { timing, next, row: 0, last: None, verdict: None, eager: None }
     }
 
     /// Tries again sooner than after the period, until it has once been healthy: for readiness,
@@ -124,7 +125,7 @@ mod tests {
     }
 
     fn verdicts(successes: u32, failures: u32, results: &[bool]) -> Vec<Option<bool>> {
-        let mut m = ProbeMachine::new(timing(successes, failures), Duration::ZERO);
+        let mut m = ProbeMachine::new(timing(successes, failures), Duration::ZERO, Duration::ZERO);
         results.iter().map(|r| m.on_result(*r, Duration::ZERO)).collect()
     }
 
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn tries_follow_the_period_from_their_beginning() {
-        let mut m = ProbeMachine::new(timing(1, 1), Duration::from_secs(100));
+        let mut m = ProbeMachine::new(timing(1, 1), Duration::from_secs(100), Duration::ZERO);
         assert_eq!(m.next_deadline(), Duration::from_secs(105));
         m.on_result(true, Duration::from_secs(105));
         assert_eq!(m.next_deadline(), Duration::from_secs(115));
@@ -148,10 +149,18 @@ mod tests {
     }
 
     #[test]
+    fn the_initial_delay_counts_from_the_containers_start() {
+        let secs = Duration::from_secs;
+        for (age, due) in [(0, 105), (3, 102), (5, 100), (4000, 100)] {
+            assert_eq!(ProbeMachine::new(timing(1, 1), secs(100), secs(age)).next_deadline(), secs(due), "{age} s old");
+        }
+    }
+
+    #[test]
     fn an_eager_probe_tries_again_soon_until_it_was_healthy_once() {
         let millis = |d: Duration| d.as_millis();
         let tried = |healthy: &[bool]| {
-            let mut m = ProbeMachine::new(timing(1, 3), Duration::ZERO).eager();
+            let mut m = ProbeMachine::new(timing(1, 3), Duration::ZERO, Duration::ZERO).eager();
             let mut gaps = Vec::new();
             for h in healthy {
                 let began = m.next_deadline();

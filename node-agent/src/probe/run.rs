@@ -1,7 +1,7 @@
 //! One try of a probe over the network. Nodes reach Pods, so the Pod's address is asked straight
 //! from here. (exec probes go through the shim, see `runtime::exec`.)
 use k8s_openapi::{
-    api::core::v1::{Container, HTTPGetAction, Probe, TCPSocketAction},
+    api::core::v1::{Container, GRPCAction, HTTPGetAction, Probe, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, client::danger as verify, pki_types as pki};
@@ -10,6 +10,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// How much of an answer is read: the status line and enough to say what is wrong (kubelet: 10 KiB).
 const ANSWER_LIMIT: usize = 10 * 1024;
@@ -25,6 +27,13 @@ pub enum Action {
         host: String,
         /// Port.
         port: u16,
+    },
+    /// A server of gRPC's health protocol that says SERVING is healthy.
+    Grpc {
+        /// Port; the host is the Pod.
+        port: u16,
+        /// What is asked about; empty for the server as a whole.
+        service: String,
     },
     /// A command in the container that exits 0 is healthy.
     Exec(Vec<String>),
@@ -60,7 +69,11 @@ pub fn action(probe: &Probe, container: &Container) -> Result<Action, String> {
     if let Some(TCPSocketAction { host, port }) = &probe.tcp_socket {
         return Ok(Action::Tcp { host: host.clone().unwrap_or_default(), port: resolve_port(port, container)? });
     }
-    Err("this kind of probe is not supported (httpGet, tcpSocket and exec are)".into())
+    if let Some(GRPCAction { port, service }) = &probe.grpc {
+        let port = resolve_port(&IntOrString::Int(*port), container)?;
+        return Ok(Action::Grpc { port, service: service.clone().unwrap_or_default() });
+    }
+    Err("this kind of probe is not supported (httpGet, tcpSocket, grpc and exec are)".into())
 }
 
 fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, String> {
@@ -86,6 +99,7 @@ pub async fn network(action: &Action, pod_ip: &str, timeout: Duration) -> Result
         match action {
             Action::Http(get) => http(get, pod_ip).await,
             Action::Tcp { host, port } => connect(host, pod_ip, *port).await.map(drop),
+            Action::Grpc { port, service } => grpc(pod_ip, *port, service).await,
             Action::Exec(_) => Ok(()),
         }
     };
@@ -109,6 +123,34 @@ async fn http(get: &HttpTry, pod_ip: &str) -> Result<(), String> {
     let connector = tokio_rustls::TlsConnector::from(unverified());
     let stream = connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
     exchange(get, pod_ip, stream).await
+}
+
+/// grpc.health.v1 (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), in clear text
+/// as the kubelet asks.
+async fn grpc(pod_ip: &str, port: u16, service: &str) -> Result<(), String> {
+    let host = if pod_ip.contains(':') { format!("[{pod_ip}]") } else { pod_ip.to_owned() };
+    let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|e| e.to_string())?;
+    let channel = endpoint.connect().await.map_err(|e| format!("dial tcp {host}:{port}: {}", sources(&e)))?;
+    let mut client = HealthClient::new(channel).max_decoding_message_size(ANSWER_LIMIT);
+    match client.check(HealthCheckRequest { service: service.to_owned() }).await {
+        Ok(answer) => match answer.into_inner().status() {
+            ServingStatus::Serving => Ok(()),
+            other => Err(format!("service unhealthy (responded with {:?})", other.as_str_name())),
+        },
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".to_owned())
+        }
+        Err(status) => Err(format!("health rpc probe failed: {}: {}", status.code(), status.message())),
+    }
+}
+
+/// The error that lies deepest says what happened.
+fn sources(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(inner) = deepest.source() {
+        deepest = inner;
+    }
+    deepest.to_string()
 }
 
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(get: &HttpTry, pod_ip: &str, mut s: S) -> Result<(), String> {
@@ -239,6 +281,29 @@ mod tests {
         assert_eq!(error, "HTTP probe failed with statuscode: 503");
         let port = answering("SSH-2.0\r\n").await;
         assert!(network(&http_action(port), "127.0.0.1", limit).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_grpc_server_is_as_healthy_as_it_says() {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("good", tonic_health::ServingStatus::Serving).await;
+        reporter.set_service_status("bad", tonic_health::ServingStatus::NotServing).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let limit = Duration::from_secs(5);
+        let ask = |service: &str, port: u16| {
+            let grpc = GRPCAction { port: i32::from(port), service: Some(service.to_owned()) };
+            let action = action(&Probe { grpc: Some(grpc), ..Default::default() }, &Container::default()).unwrap();
+            async move { network(&action, "127.0.0.1", limit).await }
+        };
+        assert_eq!(ask("good", port).await, Ok(()));
+        assert_eq!(ask("", port).await, Ok(()), "the server as a whole");
+        assert_eq!(ask("bad", port).await.unwrap_err(), "service unhealthy (responded with \"NOT_SERVING\")");
+        assert!(ask("none", port).await.unwrap_err().contains("health rpc probe failed"));
+        let other = answering("HTTP/1.1 200 OK\r\n\r\n").await;
+        assert!(ask("good", other).await.is_err());
     }
 
     #[test]

@@ -111,9 +111,18 @@ pub fn write(dir: &Path, pod: &Pod, pod_ips: &[String], cluster_dns: &[String]) 
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     let node_hosts = host_network.then(|| fs::read_to_string("/etc/hosts").unwrap_or_default());
     let node_resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    fs::write(dir.join("hosts"), hosts(pod, pod_ips, node_hosts.as_deref()))?;
-    fs::write(dir.join("resolv.conf"), resolv_conf(pod, &node_resolv, cluster_dns))?;
-    fs::write(dir.join("hostname"), format!("{}\n", hostname(pod)))
+    write_changed(&dir.join("hosts"), &hosts(pod, pod_ips, node_hosts.as_deref()))?;
+    write_changed(&dir.join("resolv.conf"), &resolv_conf(pod, &node_resolv, cluster_dns))?;
+    write_changed(&dir.join("hostname"), &format!("{}\n", hostname(pod)))
+}
+
+/// A file that is written in place is empty for a moment to those who read it: only one that says
+/// something else is, so that agent and netd may be started anew under running containers.
+fn write_changed(path: &Path, text: &str) -> io::Result<()> {
+    match fs::read(path) {
+        Ok(old) if old == text.as_bytes() => Ok(()),
+        _ => fs::write(path, text),
+    }
 }
 
 #[cfg(test)]
@@ -156,6 +165,32 @@ mod tests {
             text,
             "search x\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\noptions ndots:2 edns0\n"
         );
+    }
+
+    #[test]
+    fn a_file_that_says_the_same_is_left_alone() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let p = pod(serde_json::json!({"containers": []}));
+        let write = |ip: &str| write(dir.path(), &p, &[ip.to_owned()], &[]).unwrap();
+        write("10.244.1.7");
+        let of = |name: &str| {
+            let m = fs::metadata(dir.path().join(name)).unwrap();
+            (m.ino(), m.mtime(), m.mtime_nsec())
+        };
+        // No write can be mistaken for one in the same tick of the clock.
+        let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        let names = ["hosts", "resolv.conf", "hostname"];
+        for name in names {
+            fs::File::options().write(true).open(dir.path().join(name)).unwrap().set_times(old).unwrap();
+        }
+        let before = names.map(of);
+        write("10.244.1.7");
+        assert_eq!(names.map(of), before);
+        write("10.244.1.8");
+        assert!(fs::read_to_string(dir.path().join("hosts")).unwrap().contains("10.244.1.8"));
+        assert_eq!(of("hosts").0, before[0].0, "running containers have bound this very file");
+        assert_eq!(of("resolv.conf"), before[1]);
     }
 
     #[test]

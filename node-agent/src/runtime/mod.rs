@@ -2,7 +2,10 @@
 //! `/etc`, and the image's user database.
 pub mod etc;
 pub mod exec;
+#[cfg(test)]
+pub mod fake_shim;
 pub mod netd;
+pub mod program;
 pub mod shim;
 pub mod spec;
 pub mod warmth;

@@ -1,11 +1,12 @@
 //! One Pod's shim, from the async side: requests run on blocking threads with the protocol's own
 //! client; the event stream, which waits for days, has an async socket instead of a thread.
+use super::program::ShimProgram;
 use crate::pod::event::Exit as PodExit;
 use jiff::Timestamp;
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 use tokio::{
@@ -16,7 +17,7 @@ use trellis_shim_protocol::{
     Client, ClientError, ContainerState, CreateContainer, Event, Exec, Exit, Moment, Reply, Request, SandboxConfig,
     SandboxState,
     codec::{CodecError, Decoder, encode},
-    launch::{LaunchError, launch},
+    launch::{LaunchError, launch, launch_sealed},
     offered_versions,
 };
 
@@ -75,9 +76,13 @@ impl Shim {
     }
 
     /// Starts one.
-    pub async fn launch(program: PathBuf, config: SandboxConfig) -> Result<Self, ShimError> {
+    pub async fn launch(program: &ShimProgram, config: SandboxConfig) -> Result<Self, ShimError> {
         let shim = Self { socket: config.socket() };
-        let started = tokio::task::spawn_blocking(move || launch(&program, &config).map(drop));
+        let program = program.clone();
+        let started = tokio::task::spawn_blocking(move || match program.sealed() {
+            Some(sealed) => launch_sealed(program.path(), sealed.as_fd(), &config).map(drop),
+            None => launch(program.path(), &config).map(drop),
+        });
         started.await.map_err(|_| ShimError::Ending)??;
         Ok(shim)
     }
@@ -103,17 +108,11 @@ impl Shim {
 
     /// Makes a container and lets it run.
     pub async fn create_and_start(&self, create: CreateContainer) -> Result<ContainerState, ShimError> {
+        let socket = self.socket.clone();
         self.run(move |c| {
             let id = create.id.clone();
-            let mut state = c.create(create)?;
-            let started = c.start(&id);
-            if let Err(error) = started {
-                // Half a container helps nobody; its failure is what counts.
-                if let Err(e) = c.delete(&id, true) {
-                    tracing::warn!(%id, error = %e, "cannot delete a container that did not start");
-                }
-                return Err(error);
-            }
+            let made = c.create(create).and_then(|state| c.start(&id).map(|()| state));
+            let mut state = made.inspect_err(|_| delete_half(&socket, &id))?;
             if state.started_at.is_none() {
                 let now = Timestamp::now().as_nanosecond();
                 state.started_at = Some(Moment { wall_nanos: u64::try_from(now).unwrap_or(0), ..Moment::default() });
@@ -135,7 +134,6 @@ impl Shim {
 
     /// Runs a process without terminal.
     pub async fn exec(&self, exec: Exec, stdio: [OwnedFd; 3]) -> Result<u64, ShimError> {
-        use std::os::fd::AsFd;
         self.run(move |c| {
             let [i, o, e] = &stdio;
             c.exec(exec, [i.as_fd(), o.as_fd(), e.as_fd()])
@@ -194,6 +192,17 @@ impl Shim {
         let bytes = encode(request).map_err(codec)?;
         stream.socket.write_all(&bytes).await.map_err(io)?;
         Ok(stream)
+    }
+}
+
+/// Half a container helps nobody, and one whose making was given up must not be there later: its id
+/// is never used again. On a connection of its own: an answer may be due on the one that failed.
+fn delete_half(socket: &Path, id: &str) {
+    match Client::connect(socket).and_then(|mut c| c.delete(id, true)) {
+        Err(error) if !error.is_gone() => {
+            tracing::warn!(%id, %error, "cannot delete a container that did not start");
+        }
+        _ => {}
     }
 }
 
@@ -263,4 +272,44 @@ pub fn labels(state: &ContainerState) -> Option<(String, u32)> {
 /// Labels for a new container.
 pub fn make_labels(name: &str, attempt: u32) -> BTreeMap<String, String> {
     BTreeMap::from([(LABEL_NAME.to_owned(), name.to_owned()), (LABEL_ATTEMPT.to_owned(), attempt.to_string())])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::runtime::fake_shim::{hello, serve};
+    use std::sync::{Arc, Mutex};
+    use trellis_shim_protocol::{ErrorCode, LogConfig, Rootfs};
+
+    #[tokio::test]
+    async fn what_was_not_made_is_deleted_whatever_has_become_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&asked);
+        serve(dir.path(), move |request| match request {
+            Request::Hello { .. } => hello(),
+            Request::CreateContainer(_) => {
+                Reply::Error { code: ErrorCode::Failed, message: "it took longer than 60 s".to_owned() }
+            }
+            Request::DeleteContainer { id, remove_upper } => {
+                told.lock().unwrap().push((id.clone(), *remove_upper));
+                Reply::Done
+            }
+            other => panic!("{other:?}"),
+        });
+        let create = CreateContainer {
+            id: "a.0.x".to_owned(),
+            labels: BTreeMap::new(),
+            rootfs: Rootfs::Path { path: "/".into() },
+            spec: serde_json::Value::Null,
+            cgroup_namespace: false,
+            log: LogConfig::file("/dev/null"),
+            stdin: false,
+            sub_paths: Vec::new(),
+        };
+        let error = Shim::at(dir.path()).create_and_start(create).await.unwrap_err();
+        assert_eq!(error.to_string(), "it took longer than 60 s");
+        assert_eq!(*asked.lock().unwrap(), [("a.0.x".to_owned(), true)]);
+    }
 }

@@ -9,7 +9,7 @@ use crate::pod::{
 use jiff::{SignedDuration, Timestamp};
 use rustix::fs::inotify;
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read, Seek, SeekFrom},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
@@ -24,6 +24,8 @@ use trellis_proto::api::{LogChunk, LogsRequest};
 const CHUNK_BYTES: usize = 32 * 1024;
 /// A line longer than this is sent in pieces (the shim cuts at 16 KiB).
 const LINE_MAX_BYTES: usize = 256 * 1024;
+/// How often the log's files are listed while a rotation renames them under our eyes.
+const LOOKS: usize = 10;
 /// The Pod's end shows in no file: it is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -142,7 +144,7 @@ impl Task {
             Some(lines) => log_file::tail(&all, lines)?,
             None => (0, 0),
         };
-        let mut reader = Reader::new(all[first.min(all.len() - 1)..].to_vec(), offset);
+        let mut reader = Reader::new(&all[first.min(all.len() - 1)..], offset);
         loop {
             // In this order: what was written before the end is read after it was seen.
             let live = self.live();
@@ -179,38 +181,26 @@ impl Watch {
     }
 }
 
-/// Reads a list of files in order; the last one may be rotated away while it is read.
+/// Reads the log's files in order, each by the file itself: its name changes with every rotation,
+/// and it may be removed while it is read.
 struct Reader {
-    waiting: Vec<PathBuf>,
     file: Option<File>,
-    offset: u64,
+    /// A successor was seen at this file's end: what was written in between is read before going on.
+    last_look: bool,
     rest: Vec<u8>,
     mid_line: bool,
 }
 
 impl Reader {
-    fn new(mut files: Vec<PathBuf>, offset: u64) -> Self {
-        files.reverse();
-        let mut reader = Self { waiting: files, file: None, offset: 0, rest: Vec::new(), mid_line: false };
-        reader.open_next();
-        if let Some(file) = &mut reader.file
-            && file.seek(SeekFrom::Start(offset)).is_ok()
-        {
-            reader.offset = offset;
-        }
-        reader
-    }
-
-    /// False, and the file at hand is kept, when none is waiting: [`Reader::turn_over`] compares it.
-    fn open_next(&mut self) -> bool {
-        while let Some(path) = self.waiting.pop() {
-            if let Ok(file) = File::open(path) {
-                self.file = Some(file);
-                self.offset = 0;
-                return true;
-            }
-        }
-        false
+    /// Begins with the first of `files`, at `offset`; with the next one's beginning where that is gone.
+    fn new(files: &[PathBuf], offset: u64) -> Self {
+        let mut found = files.iter().enumerate().filter_map(|(n, path)| Some((n, File::open(path).ok()?)));
+        let file = found.next().map(|(n, mut file)| {
+            // Err: a file that cannot be read either; its reader says so.
+            let _ = file.seek(SeekFrom::Start(if n == 0 { offset } else { 0 }));
+            file
+        });
+        Self { file, last_look: false, rest: Vec::new(), mid_line: false }
     }
 
     /// The next formatted lines; `None` when there are none now.
@@ -228,7 +218,6 @@ impl Reader {
                 }
                 return Ok((!out.is_empty()).then_some(out));
             }
-            self.offset += n as u64;
             self.rest.extend_from_slice(&buffer[..n]);
             self.take_lines(timestamps, since, &mut out);
             if !out.is_empty() {
@@ -253,25 +242,69 @@ impl Reader {
         }
     }
 
-    /// At the end of a file: on to the next, or to the file that took this one's place.
+    /// At the end of a file: on to the one that was begun after it, if there is one.
     fn turn_over(&mut self, live: &Path) -> io::Result<bool> {
-        if self.open_next() {
+        let Some(next) = self.successor(live)? else {
+            self.last_look = false;
+            return Ok(false);
+        };
+        // The shim wrote to this one until it was rotated, perhaps after our last read.
+        if self.file.is_some() && !std::mem::replace(&mut self.last_look, true) {
             return Ok(true);
         }
-        let Ok(now) = std::fs::metadata(live) else { return Ok(false) };
-        let same = match &self.file {
-            Some(file) => {
-                let mine = file.metadata()?;
-                mine.ino() == now.ino() && mine.dev() == now.dev()
-            }
-            None => false,
-        };
-        if same {
-            return Ok(false);
-        }
-        self.waiting.push(live.to_owned());
-        Ok(self.open_next())
+        self.file = Some(next);
+        self.last_look = false;
+        Ok(true)
     }
+
+    /// The file after this one, by inode. Names change while one looks: then once more.
+    fn successor(&self, live: &Path) -> io::Result<Option<File>> {
+        let own = match &self.file {
+            Some(file) => Some(file.metadata()?),
+            None => None,
+        };
+        let is_own = |m: &Metadata| own.as_ref().is_some_and(|own| same(own, m));
+        if std::fs::metadata(live).is_ok_and(|m| is_own(&m)) {
+            return Ok(None);
+        }
+        for _ in 0..LOOKS {
+            let Some(all) = opened(live)? else { continue };
+            let at = all.iter().position(|(_, m)| is_own(m));
+            let removed = match &self.file {
+                Some(file) => file.metadata()?.nlink() == 0,
+                None => true,
+            };
+            let next = match at {
+                Some(n) => n + 1,
+                // All that are left came after it.
+                None if removed => 0,
+                None => continue,
+            };
+            return Ok(all.into_iter().nth(next).map(|(file, _)| file));
+        }
+        Ok(None)
+    }
+}
+
+fn same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// The log's files, oldest first; `None` when their names changed meanwhile, and one may be missing.
+fn opened(live: &Path) -> io::Result<Option<Vec<(File, Metadata)>>> {
+    let mut all = Vec::new();
+    let paths = files(live);
+    for path in &paths {
+        match File::open(path) {
+            Ok(file) => all.push((file.metadata()?, file)),
+            // The one being written is missing for a moment.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path == live => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    let still = all.iter().zip(&paths).all(|((m, _), path)| std::fs::metadata(path).is_ok_and(|now| same(m, &now)));
+    Ok(still.then(|| all.into_iter().map(|(m, file)| (file, m)).collect()))
 }
 
 #[cfg(test)]
@@ -296,17 +329,62 @@ mod tests {
     fn each_line_is_read_once_over_appends_and_rotation() {
         let dir = tempfile::tempdir().unwrap();
         let live = dir.path().join("0.log");
-        let line = |text: &str| format!("2026-01-01T00:00:00Z stdout F {text}\n");
         fs::write(dir.path().join("0.log.1"), line("one")).unwrap();
         fs::write(&live, line("two")).unwrap();
-        let mut reader = Reader::new(files(&live), 0);
+        let mut reader = Reader::new(&files(&live), 0);
         assert_eq!(drain(&mut reader, &live), "one\ntwo\n");
         assert_eq!(drain(&mut reader, &live), "");
         fs::OpenOptions::new().append(true).open(&live).unwrap().write_all(line("three").as_bytes()).unwrap();
         assert_eq!(drain(&mut reader, &live), "three\n");
-        fs::rename(&live, dir.path().join("0.log.2")).unwrap();
-        fs::write(&live, line("four")).unwrap();
+        rotate(&live, 4, "four");
         assert_eq!(drain(&mut reader, &live), "four\n");
         assert_eq!(drain(&mut reader, &live), "");
+    }
+
+    fn line(text: &str) -> String {
+        format!("2026-01-01T00:00:00Z stdout F {text}\n")
+    }
+
+    /// As the shim does it, keeping `files` rotated ones; then a new file with this line.
+    fn rotate(live: &Path, files: u32, text: &str) {
+        let numbered = |n: u32| PathBuf::from(format!("{}.{n}", live.display()));
+        for n in (1..files).rev() {
+            drop(fs::rename(numbered(n), numbered(n + 1)));
+        }
+        fs::rename(live, numbered(1)).unwrap();
+        fs::write(live, line(text)).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_right_before_a_rotation_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("0.log");
+        fs::write(&live, line("one")).unwrap();
+        let mut reader = Reader::new(&files(&live), 0);
+        assert_eq!(drain(&mut reader, &live), "one\n");
+        // Its last read has found nothing; now, before it looks for a successor:
+        fs::OpenOptions::new().append(true).open(&live).unwrap().write_all(line("late").as_bytes()).unwrap();
+        rotate(&live, 4, "new");
+        assert!(reader.turn_over(&live).unwrap());
+        assert_eq!(drain(&mut reader, &live), "late\nnew\n");
+    }
+
+    #[test]
+    fn rotations_are_caught_up_with_however_many_there_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("0.log");
+        fs::write(&live, line("0")).unwrap();
+        fs::write(dir.path().join("0.log.1"), line("before")).unwrap();
+        // It has opened the first file of two when the names change.
+        let mut reader = Reader::new(&files(&live), 0);
+        rotate(&live, 4, "1");
+        rotate(&live, 4, "2");
+        assert_eq!(drain(&mut reader, &live), "before\n0\n1\n2\n");
+        // More than are kept: it goes on with the oldest that is left.
+        for text in ["3", "4", "5", "6", "7", "8"] {
+            rotate(&live, 2, text);
+        }
+        fs::remove_file(dir.path().join("0.log.3")).unwrap();
+        assert_eq!(drain(&mut reader, &live), "6\n7\n8\n");
     }
 }

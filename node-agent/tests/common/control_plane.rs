@@ -85,6 +85,12 @@ impl FakeControlPlane {
         self.state.lock().unwrap().objects.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
     }
 
+    /// Every state of a Pod so far, the oldest first.
+    pub fn history(&self, pod: &str) -> Vec<Value> {
+        let key = key("Pod", pod);
+        self.state.lock().unwrap().log.iter().filter(|(_, _, k, _)| *k == key).map(|(.., v)| v.clone()).collect()
+    }
+
     /// Reasons of the Events about a Pod.
     pub fn reasons(&self, pod: &str) -> Vec<String> {
         let state = self.state.lock().unwrap();

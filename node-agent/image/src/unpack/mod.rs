@@ -144,14 +144,26 @@ pub fn unpack(reader: impl Read, root: &OwnedFd, limits: &Limits) -> Result<(), 
     let mut count = 0_u64;
     for entry in archive.entries().map_err(stream)? {
         let mut entry = entry.map_err(stream)?;
+        if entry.header().entry_type() == tar::EntryType::XGlobalHeader {
+            // Words about the archive as a whole (git writes its commit); other readers do not apply
+            // them to its entries either. It counts as an entry: a stream of them has an end.
+            count += 1;
+            within(count, "PAX global header", limits)?;
+            continue;
+        }
         let header = entry::Header::read(&mut entry, limits)?;
         count += 1;
-        if count > limits.entries {
-            return Err(UnpackError::TooMany { entry: header.shown(), what: "entries", limit: limits.entries });
-        }
+        within(count, &header.shown(), limits)?;
         tree.add(&header, &mut entry)?;
     }
     tree.finish()
+}
+
+fn within(count: u64, entry: &str, limits: &Limits) -> Result<(), UnpackError> {
+    if count > limits.entries {
+        return Err(UnpackError::TooMany { entry: entry.to_owned(), what: "entries", limit: limits.entries });
+    }
+    Ok(())
 }
 
 /// A limit that a wrapped reader hit arrives dressed as an I/O error.

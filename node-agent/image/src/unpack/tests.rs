@@ -310,3 +310,19 @@ proptest::proptest! {
         let (_dir, _result) = try_unpack(|t| { t.get_mut().extend_from_slice(&bytes); }, &Limits::default());
     }
 }
+
+#[test]
+fn a_global_header_is_passed_over_and_counted() {
+    let global = |tar: &mut Tar| {
+        raw(tar, "pax_global_header", EntryType::XGlobalHeader, None, b"30 comment=0123456789abcdef01\n");
+    };
+    let dir = good(|tar| {
+        global(tar);
+        file(tar, "a", "content");
+    });
+    let names: Vec<_> = fs::read_dir(dir.path().join("root")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["a"]);
+    let limits = Limits { entries: 3, ..Limits::default() };
+    let error = try_unpack(|tar| (0..4).for_each(|_| global(tar)), &limits).1.unwrap_err();
+    assert!(matches!(error, UnpackError::TooMany { limit: 3, .. }), "{error}");
+}

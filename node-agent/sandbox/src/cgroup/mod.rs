@@ -50,6 +50,15 @@ impl Cgroup {
         self.hierarchies.iter().map(|h| h.base.join(&self.path))
     }
 
+    /// Its folders in the hierarchies of version 1, each with the name that its hierarchy is mounted by.
+    pub fn v1_dirs(&self) -> impl Iterator<Item = (String, PathBuf)> + '_ {
+        let v1 = self.hierarchies.iter().filter(|h| h.version == Version::V1);
+        v1.filter_map(|h| {
+            let name = h.mount_point.file_name()?.to_str()?;
+            Some((name.to_owned(), h.base.join(&self.path)))
+        })
+    }
+
     /// It exists in any hierarchy.
     #[must_use]
     pub fn exists(&self) -> bool {

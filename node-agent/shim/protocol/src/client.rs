@@ -18,10 +18,14 @@ use rustix::net::{
 
 use crate::codec::{CodecError, Decoder, encode};
 use crate::{ContainerState, CreateContainer, ErrorCode, Event, Exec, Exit, Reply, Request, SandboxState};
-use crate::{MAX_FRAME_FDS, offered_versions};
+use crate::{HELPER_TIMEOUT, MAX_FRAME_FDS, offered_versions};
 
-/// A request that makes a container may wait for a slow disk; nothing else takes a second.
+/// Nothing but a helper's work takes a second; the removal of a container is bounded by some ten.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a helper does may wait for a slow disk. The shim gives it up first, and says so: a request that
+/// is counted as failed must not come to pass later.
+const HELPER_REQUEST_TIMEOUT: Duration = HELPER_TIMEOUT.saturating_add(Duration::from_secs(15));
 
 /// Why talking to a shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +177,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn create(&mut self, create: CreateContainer) -> Result<ContainerState, ClientError> {
-        match self.call(&Request::CreateContainer(Box::new(create)))? {
+        let request = Request::CreateContainer(Box::new(create));
+        match self.call_with(&request, &[], Some(HELPER_REQUEST_TIMEOUT))? {
             Reply::Created(state) => Ok(*state),
             _ => Err(self.unexpected("create_container")),
         }
@@ -217,7 +222,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn exec(&mut self, exec: Exec, stdio: [BorrowedFd<'_>; 3]) -> Result<u64, ClientError> {
-        match self.call_with(&Request::Exec(Box::new(exec)), &stdio, Some(REQUEST_TIMEOUT))? {
+        match self.call_with(&Request::Exec(Box::new(exec)), &stdio, Some(HELPER_REQUEST_TIMEOUT))? {
             Reply::ExecStarted { exec_id } => Ok(exec_id),
             _ => Err(self.unexpected("exec")),
         }
@@ -229,7 +234,7 @@ impl Client {
     /// See [`ClientError`].
     pub fn exec_tty(&mut self, exec: Exec) -> Result<(u64, OwnedFd), ClientError> {
         let exec = Exec { tty: true, ..exec };
-        match self.call(&Request::Exec(Box::new(exec)))? {
+        match self.call_with(&Request::Exec(Box::new(exec)), &[], Some(HELPER_REQUEST_TIMEOUT))? {
             Reply::ExecStarted { exec_id } => match self.fds.pop_front() {
                 Some(master) => Ok((exec_id, master)),
                 None => Err(self.unexpected("exec")),

@@ -5,6 +5,8 @@
 //! process ends with 0 once the socket listens, so that the launcher never has a long-lived child.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -43,9 +45,25 @@ pub enum LaunchError {
 /// See [`LaunchError`]. Nothing of a shim that failed to start is left but its folder and cgroup,
 /// which `trellis_sandbox::cleanup` removes.
 pub fn launch(program: &Path, config: &SandboxConfig) -> Result<Client, LaunchError> {
+    start(program, program, config)
+}
+
+/// As [`launch`], executing `copy`, a sealed copy of `program` (`trellis_sandbox::sealed`): what a
+/// container can reach as `/proc/<pid>/exe` of a shim, or of what becomes its own first process,
+/// is then no file of the node that it could overwrite (CVE-2019-5736).
+///
+/// # Errors
+/// See [`launch`].
+pub fn launch_sealed(program: &Path, copy: BorrowedFd<'_>, config: &SandboxConfig) -> Result<Client, LaunchError> {
+    // Looked up by the child, before its execve closes the descriptor.
+    start(program, Path::new(&format!("/proc/self/fd/{}", copy.as_raw_fd())), config)
+}
+
+fn start(program: &Path, image: &Path, config: &SandboxConfig) -> Result<Client, LaunchError> {
     let spawn = |source| LaunchError::Spawn { program: program.to_owned(), pod_uid: config.pod_uid.clone(), source };
     let text = serde_json::to_vec(config).map_err(|e| spawn(e.into()))?;
-    let mut child = Command::new(program)
+    let mut child = Command::new(image)
+        .arg0(program)
         .arg("run")
         .env_clear()
         .current_dir("/")

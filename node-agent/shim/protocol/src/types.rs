@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,8 @@ pub struct SandboxConfig {
     /// its own, so its death alone does not end them: [`SandboxConfig`] users clean by cgroup.
     #[serde(default)]
     pub host_pid: bool,
-    /// All containers share one PID namespace (shareProcessNamespace): the shim's.
+    /// All containers share one PID namespace (shareProcessNamespace): one of their own, below the
+    /// shim's, whose first process is nobody (`trellis_sandbox::pause`).
     #[serde(default)]
     pub share_pid: bool,
     /// Namespaced sysctls, `net.ipv4.ip_unprivileged_port_start` = `0`.
@@ -215,6 +217,10 @@ pub enum Request {
     /// caller then removes the Pod's cgroup and the shim's folder with `trellis_sandbox::cleanup`.
     Shutdown,
 }
+
+/// How long a shim lets a helper work on [`Request::CreateContainer`] or [`Request::Exec`]: one that
+/// takes longer hangs on a dead disk or network file system.
+pub const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How many events a shim keeps for subscribers that come later.
 pub const EVENTS_KEPT: usize = 64;

@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use trellis_sandbox::cgroup::{CgroupRoot, Cgroups};
 use trellis_sandbox::{Cleanup, cleanup};
-use trellis_shim_protocol::launch::launch;
+use trellis_shim_protocol::launch::launch_sealed;
 use trellis_shim_protocol::{Client, CreateContainer, LogConfig, Rootfs, SandboxConfig, defaults};
 
 pub const WITHIN: Duration = Duration::from_secs(20);
@@ -44,7 +45,10 @@ pub fn pod_with(name: &str, change: impl FnOnce(&mut SandboxConfig)) -> Option<P
     // As the agent sets it.
     config.filters = Some(data.path().join("filters"));
     change(&mut config);
-    let client = launch(Path::new(env!("CARGO_BIN_EXE_trellis-shim")), &config).unwrap();
+    // As the agent starts it.
+    let program = Path::new(env!("CARGO_BIN_EXE_trellis-shim"));
+    let copy = trellis_sandbox::sealed::copy(program).unwrap();
+    let client = launch_sealed(program, copy.as_fd(), &config).unwrap();
     let shim_pid = client.shim_pid().unwrap();
     Some(Pod { config, data, shim_pid })
 }

@@ -4,7 +4,7 @@ use super::{
         event::{Effect, Event, Now, StopKind},
         plan::{RestartPolicy, Role},
     },
-    DownStep, Ended, Ending, Machine, Record, State, Step, StepAt, Stopping, Then, note, stop, waiting, warn,
+    DownStep, Ended, Ending, Machine, Record, State, Step, StepAt, Then, note, stop, waiting, warn,
 };
 use jiff::Timestamp;
 use std::time::Duration;
@@ -151,6 +151,7 @@ impl Machine {
             return;
         }
         self.sandbox.at = StepAt::Idle;
+        self.attached = false;
         if !self.network.is_busy() {
             // One under way is awaited before the teardown: netd must not attach after detaching.
             self.network.at = StepAt::Idle;
@@ -203,6 +204,7 @@ impl Machine {
         let next = match (event, e.down) {
             (Event::NetworkDetached, DownStep::Detach) => {
                 self.network_touched = false;
+                self.attached = false;
                 self.network = Step::new();
                 let had = std::mem::take(&mut self.addresses);
                 if e.then == Then::Keep {
@@ -238,6 +240,7 @@ impl Machine {
         self.volumes = Step::new();
         self.sandbox = Step::new();
         self.network = Step::new();
+        self.attached = false;
         self.initialized = false;
         for c in self.containers.iter_mut().filter(|c| c.plan.role == Role::Init) {
             // A new sandbox is initialised anew, as Kubernetes does it.
@@ -275,7 +278,7 @@ impl Machine {
 
     fn kill_overdue(&mut self, now: Now, out: &mut Vec<Effect>) {
         for c in &mut self.containers {
-            let due = matches!(c.stopping, Some(Stopping { kill_at, killed: false }) if kill_at <= now.mono);
+            let due = c.stopping.and_then(|s| s.kill_due()).is_some_and(|t| t <= now.mono);
             if !due || !matches!(c.state, State::Running { .. }) {
                 continue;
             }
@@ -306,7 +309,7 @@ pub(super) fn unknown_end(id: String, since: Option<Timestamp>, now: Timestamp) 
 }
 
 fn kill_deadline(c: &Record) -> Option<Duration> {
-    c.stopping.filter(|s| !s.killed && c.alive()).map(|s| s.kill_at)
+    c.stopping.filter(|_| c.alive()).and_then(|s| s.kill_due())
 }
 
 /// How long the error itself is shown before the status says that its repetition is awaited.

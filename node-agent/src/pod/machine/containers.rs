@@ -64,6 +64,15 @@ impl Machine {
             Event::Exited { container, attempt, exit } => {
                 self.exited(&container, attempt, exit, None, now, out);
             }
+            Event::KillFailed { container, attempt, message } => {
+                if let Some(c) = self.find(&container).filter(|c| c.is_current(attempt) && c.alive())
+                    && let Some(stopping) = &mut c.stopping
+                {
+                    stopping.kill_failed(now);
+                    let text = format!("error killing container {container}, will be tried again: {message}");
+                    out.push(warn("FailedKillPod", text, Some(container)));
+                }
+            }
             Event::Probe { container, attempt, kind, healthy, message } => {
                 self.probed(&container, attempt, kind, healthy, &message, now, out);
             }

@@ -65,6 +65,9 @@ pub struct Machine {
     network: Step,
     /// Attach was tried: netd must be told at the end.
     network_touched: bool,
+    /// netd has acknowledged this sandbox's network once. It stands while it is handed over again, to
+    /// an agent or a netd that was started anew: readiness goes by this, starts by `network`.
+    attached: bool,
     initialized: bool,
     ending: Option<Ending>,
     /// The object is out of the API already.
@@ -95,6 +98,7 @@ impl Machine {
             sandbox: Step::new(),
             network: Step::new(),
             network_touched: false,
+            attached: false,
             initialized: false,
             ending: None,
             gone: false,
@@ -144,6 +148,7 @@ impl Machine {
             Event::SandboxLost => self.sandbox_lost(now, out),
             Event::NetworkAttached { addresses } => {
                 self.network.done();
+                self.attached = true;
                 self.addresses = addresses;
             }
             Event::NetworkFailed { message } => {
@@ -194,7 +199,7 @@ impl Machine {
 /// Asks a running container to stop, with SIGKILL due at `kill_at`.
 pub(crate) fn stop(c: &mut Record, kill_at: Duration, now: Now, out: &mut Vec<Effect>) {
     use super::event::StopKind;
-    c.stopping = Some(Stopping { kill_at, killed: false });
+    c.stopping = Some(Stopping::until(kill_at));
     // It has its verdict; what it says while it goes is of no interest.
     out.push(Effect::StopProbes { container: c.plan.name.clone() });
     out.push(Effect::Stop {

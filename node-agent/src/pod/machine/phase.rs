@@ -99,9 +99,9 @@ impl Machine {
         self.initialized
     }
 
-    /// The sandbox stands and its network is acknowledged.
+    /// The sandbox stands and its network has been acknowledged.
     pub fn sandbox_ready(&self) -> bool {
-        self.sandbox.is_done() && (self.plan.host_network || self.network.is_done())
+        self.sandbox.is_done() && (self.plan.host_network || self.attached)
     }
 
     /// Everything local is over, the object may go (or stay, if finished).

@@ -105,6 +105,25 @@ pub enum State {
 pub(crate) struct Stopping {
     pub(super) kill_at: Duration,
     pub(super) killed: bool,
+    /// A SIGKILL that could not be sent is tried again then; hastening the ending does not move it.
+    retry_at: Duration,
+    backoff: Backoff,
+}
+
+impl Stopping {
+    pub(super) fn until(kill_at: Duration) -> Self {
+        Self { kill_at, killed: false, retry_at: Duration::ZERO, backoff: Backoff::step() }
+    }
+
+    /// When SIGKILL is to be sent; `None` when it is on its way.
+    pub(super) fn kill_due(&self) -> Option<Duration> {
+        (!self.killed).then(|| self.kill_at.max(self.retry_at))
+    }
+
+    pub(super) fn kill_failed(&mut self, now: Now) {
+        self.killed = false;
+        self.retry_at = now.mono + self.backoff.advance();
+    }
 }
 
 /// All the machine knows of one container.

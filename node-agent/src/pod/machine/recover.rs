@@ -28,6 +28,9 @@ pub struct Persisted {
     finished: bool,
     /// A sandbox was made, or about to be.
     sandbox: bool,
+    /// netd had acknowledged the sandbox's network.
+    #[serde(default)]
+    attached: bool,
     /// What netd gave: probes go on by them before netd has answered again.
     #[serde(default)]
     addresses: Vec<String>,
@@ -49,6 +52,12 @@ struct PersistedContainer {
     backoff_secs: u64,
     image_id: String,
     id: String,
+    /// Had passed its startup probe, or has none.
+    #[serde(default)]
+    started: bool,
+    /// Its readiness probe's last verdict.
+    #[serde(default)]
+    probe_ready: bool,
 }
 
 /// One container as a shim reports it after the agent's restart.
@@ -106,6 +115,8 @@ impl Machine {
             backoff_secs: c.crash_backoff.current().as_secs(),
             image_id: c.image_id.clone(),
             id: c.id.clone(),
+            started: c.started,
+            probe_ready: c.probe_ready,
         });
         Persisted {
             version: VERSION,
@@ -115,6 +126,7 @@ impl Machine {
             initialized: self.initialized,
             finished,
             sandbox: self.sandbox.is_done() || self.sandbox.is_busy(),
+            attached: self.attached,
             addresses: self.addresses.clone(),
             released: self.released.clone(),
             containers: containers.collect(),
@@ -156,6 +168,7 @@ impl Machine {
         m.released.clone_from(&saved.released);
         if shim.is_some() {
             m.addresses.clone_from(&saved.addresses);
+            m.attached = saved.attached;
         }
         let active = now.wall.duration_since(saved.start_time).as_secs();
         // activeDeadlineSeconds counts from startTime, on the wall clock by definition.
@@ -184,7 +197,9 @@ impl Machine {
         c.crash_backoff.resume(Duration::from_secs(p.backoff_secs));
         c.image_id = p.image_id.clone();
         c.id = p.id.clone();
-        c.started = p.alive && !c.plan.startup_probe;
+        c.started = p.alive && (p.started || !c.plan.startup_probe);
+        // Until its probe says otherwise: that the agent was away changed nothing about it.
+        c.probe_ready = p.alive && p.probe_ready;
         c.state = if p.alive {
             p.since.map_or(State::Starting, |since| State::Running { since })
         } else if let Some(e) = &p.ended {
@@ -212,9 +227,12 @@ impl Machine {
             let newest = report.containers.iter().filter(|s| s.name == *name).max_by_key(|s| s.attempt);
             match newest {
                 Some(s) if s.attempt + 1 >= c.next && !matches!(c.state, State::Ended(_)) => {
+                    // Of a run that nothing was written down of, nothing is known either.
+                    let known = s.attempt + 1 == c.next && s.id == c.id;
                     c.next = s.attempt + 1;
                     c.id = s.id.clone();
-                    c.started = !c.plan.startup_probe;
+                    c.started = known && c.started || !c.plan.startup_probe;
+                    c.probe_ready &= known;
                     c.state = State::Running { since: s.started.unwrap_or(now.wall) };
                     if let Some(exit) = &s.exit {
                         replay.push((name.clone(), s.attempt, exit.clone()));
@@ -229,6 +247,8 @@ impl Machine {
                     if let State::Running { since } = c.state {
                         let id = std::mem::take(&mut c.id);
                         c.state = State::Ended(unknown_end(id, Some(since), now.wall));
+                        c.started = false;
+                        c.probe_ready = false;
                     }
                 }
             }
@@ -249,6 +269,7 @@ impl Machine {
             };
             c.state = State::Ended(unknown_end(id, since, now.wall));
             c.started = false;
+            c.probe_ready = false;
         }
         self.end(Then::Recreate, Duration::ZERO, now);
     }

@@ -472,6 +472,72 @@ fn the_machine_survives_the_agent() {
 }
 
 #[test]
+fn readiness_survives_the_agent_while_the_network_is_handed_over_again() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.containers[0].startup_probe = true;
+    p.containers[0].readiness_probe = true;
+    let (mut m, _) = up(p);
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(started("a", 0, 0.0), at(0.0));
+    let verdict =
+        |kind, healthy| Event::Probe { container: "a".into(), attempt: 0, kind, healthy, message: "m".into() };
+    m.on_event(verdict(ProbeKind::Startup, true), at(1.0));
+    m.on_event(verdict(ProbeKind::Readiness, true), at(2.0));
+    assert!(m.conditions["Ready"].status);
+    let saved: Persisted = serde_json::from_str(&serde_json::to_string(m.snapshot().unwrap()).unwrap()).unwrap();
+    let shim = |id: &str| ShimReport {
+        containers: vec![ShimContainer {
+            name: "a".into(),
+            attempt: 0,
+            id: id.into(),
+            started: Some(at(0.0).wall),
+            exit: None,
+        }],
+    };
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim("a-0")), at(3.0));
+    assert!(again.containers[0].started && again.containers[0].probe_ready);
+    let late = || Event::NetworkFailed { message: "netd is away".into() };
+    for event in [Event::Tick, Event::VolumesReady, late(), Event::Tick, attached()] {
+        again.on_event(event.clone(), at(9.0));
+        for kind in ["Ready", "ContainersReady", "PodReadyToStartContainers"] {
+            assert!(again.conditions[kind].status, "{kind} after {event:?}");
+        }
+    }
+    again.on_event(verdict(ProbeKind::Readiness, false), at(10.0));
+    assert!(!again.conditions["Ready"].status);
+    // Of a run that was not written down nothing is known.
+    let mut other = Machine::recover(m.plan.clone(), &saved, Some(&shim("a-0-x")), at(3.0));
+    other.on_event(Event::Tick, at(3.0));
+    assert!(!other.containers[0].started && !other.conditions["Ready"].status);
+    // And nothing starts on the strength of an old acknowledgement.
+    let ended =
+        ShimReport { containers: vec![ShimContainer { exit: Some(exit(1, 2.5)), ..shim("a-0").containers.remove(0) }] };
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&ended), at(3.0));
+    let begun = [Effect::PrepareVolumes, Effect::AttachNetwork];
+    assert_eq!(acts(again.on_event(Event::Tick, at(3.0))), begun);
+    assert_eq!(acts(again.on_event(Event::VolumesReady, at(3.0))), []);
+    assert_eq!(acts(again.on_event(attached(), at(3.0))), [image("a")]);
+}
+
+#[test]
+fn a_kill_that_could_not_be_sent_is_sent_again_after_a_growing_wait() {
+    let mut m = running(RestartPolicy::Always);
+    let kill = || [Effect::Stop { container: "a".into(), attempt: 0, kind: StopKind::Kill }];
+    let failed = || Event::KillFailed { container: "a".into(), attempt: 0, message: "no answer".into() };
+    m.on_event(Event::Delete { grace: Duration::from_secs(5) }, at(0.0));
+    assert_eq!(acts(m.on_event(Event::Tick, at(5.0))), kill());
+    assert_eq!(m.next_deadline(), None);
+    assert_eq!(acts(m.on_event(failed(), at(6.0))), [], "not at once: it would go round in circles");
+    assert_eq!(m.next_deadline(), Some(Duration::from_millis(6250)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(6.25))), kill());
+    m.on_event(failed(), at(7.0));
+    assert_eq!(m.next_deadline(), Some(Duration::from_millis(7500)));
+    assert_eq!(acts(m.on_event(exited("a", 0, 137, 7.2), at(7.2))), [Effect::DetachNetwork]);
+    // A word about a run that is over changes nothing.
+    assert_eq!(acts(m.on_event(failed(), at(7.3))), []);
+}
+
+#[test]
 fn a_start_that_the_shim_never_saw_did_not_happen() {
     let (mut m, _) = up(plan(RestartPolicy::Always, &[("a", Role::Main)]));
     m.on_event(ready("a"), at(0.0));

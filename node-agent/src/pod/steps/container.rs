@@ -157,6 +157,9 @@ fn build(
     let image_user = image.config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
     let db = user::UserDb::read(&lower);
     let user = user::resolve(&db, &image_user, &step.pod, c).map_err(|e| e.to_string())?;
+    if let Err(error) = step.dir.prune_logs(&c.name, attempt) {
+        tracing::warn!(pod = step.uid(), container = c.name, %error, "cannot remove logs of earlier runs");
+    }
     let own = step.dir.containers().join(id);
     let mut all = files(step, c, &own).map_err(|e| format!("{}: {e}", own.display()))?;
     let volumes = mounts::of(&step.pod, c, &volumes::places(step), &env).map_err(|e| e.to_string())?;
@@ -264,8 +267,8 @@ pub async fn try_action(
     }
 }
 
-/// preStop hook, then the signal.
-pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: StopKind) {
+/// preStop hook, then the signal; `Err` says why that could not be sent.
+pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: StopKind) -> Result<(), String> {
     let hook = c.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
     if let (StopKind::Ask { grace }, Some(hook)) = (kind, hook)
         && !grace.is_zero()
@@ -278,9 +281,10 @@ pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: Sto
         }
     }
     let everybody = kind == StopKind::Kill;
-    if let Err(error) = step.shim.signal(id, signal, everybody).await {
+    step.shim.signal(id, signal, everybody).await.map_err(|error| {
         tracing::warn!(pod = step.uid(), container = c.name, %error, "cannot signal");
-    }
+        error.to_string()
+    })
 }
 
 /// spec.lifecycle.stopSignal, the image's STOPSIGNAL, or SIGTERM.
@@ -304,11 +308,10 @@ fn parse_signal(text: &str) -> Option<i32> {
 }
 
 /// The last words of a run that is described by a shim's state.
-pub fn message_of(dir: &PodDir, state: &ContainerState, code: i32) -> String {
-    let file = read_message(&dir.containers().join(&state.id).join("termination-log"));
-    match (file.is_empty(), code, shim::labels(state)) {
-        (true, 1.., Some((name, attempt))) => log_tail(&dir.log(&name, attempt)),
-        _ => file,
+pub fn message_of(pod: &Pod, dir: &PodDir, state: &ContainerState, code: i32) -> String {
+    match shim::labels(state) {
+        Some((name, attempt)) => termination_message(pod, dir, &name, &state.id, attempt, code),
+        None => read_message(&dir.containers().join(&state.id).join("termination-log")),
     }
 }
 
@@ -368,6 +371,25 @@ mod tests {
         let id = new_id(&"x".repeat(63), u32::MAX);
         assert!(id.len() <= 64, "{id}");
         assert_ne!(id, new_id(&"x".repeat(63), u32::MAX));
+    }
+
+    #[test]
+    fn last_words_follow_the_policy_also_of_a_run_that_ended_unwatched() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = PodDir::new(data.path(), "u");
+        fs::create_dir_all(dir.logs().join("a")).unwrap();
+        fs::write(dir.log("a", 0), "2026-01-01T00:00:00Z stderr F it broke\n").unwrap();
+        let moment = serde_json::json!({"wall_nanos": 0, "boot_nanos": 0});
+        let state: ContainerState = serde_json::from_value(serde_json::json!({"id": "a.0.x", "phase": "exited",
+            "labels": shim::make_labels("a", 0), "pid": 1, "created_at": moment, "log": {"path": null},
+            "cgroup_path": "", "rootfs": ""}))
+        .unwrap();
+        for (policy, want) in [(None, ""), (Some("File"), ""), (Some("FallbackToLogsOnError"), "it broke")] {
+            let c = serde_json::json!({"name": "a", "terminationMessagePolicy": policy});
+            let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [c]}})).unwrap();
+            assert_eq!(message_of(&pod, &dir, &state, 1), want, "{policy:?}");
+            assert_eq!(message_of(&pod, &dir, &state, 0), "", "{policy:?}, of one that ended well");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     api::{self, events::Recorder, node::Machine, refs::RefCache},
     runtime::{
         netd::Netd,
+        program::ShimProgram,
         shim::Shim,
         spec::env::{self, Facts, RefKind},
         warmth::Warmth,
@@ -61,7 +62,7 @@ pub struct Context {
     /// `/run/trellis`
     pub run_dir: PathBuf,
     /// The shim's program.
-    pub shim_program: PathBuf,
+    pub shim_program: ShimProgram,
     /// What the Pods' cgroups are below: "own", "/" or a path.
     pub cgroup_root: String,
     /// The cluster's DNS servers; empty while there are none.

@@ -8,22 +8,40 @@ use super::{
 };
 use crate::probe::{
     machine::{ProbeMachine, Timing},
-    run,
+    run as try_once,
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Probe};
 
+/// The run of a container that is probed.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The runtime's id.
+    pub id: String,
+    /// Which start of the container.
+    pub attempt: u32,
+    /// When it was let go: the initial delay counts from there, also by an agent that came later.
+    pub since: Option<Timestamp>,
+    /// It was found ready before: by the agent that this one has succeeded.
+    pub ready: bool,
+}
+
 /// Tries, counts, and tells the worker of every verdict.
-pub async fn run(step: Step, c: Container, id: String, attempt: u32, kind: ProbeKind) {
+pub async fn run(step: Step, c: Container, run: Run, kind: ProbeKind) {
+    let Run { id, attempt, since, ready } = run;
     let Some(probe) = of(&c, kind) else { return };
-    let mut machine = ProbeMachine::new(Timing::from_probe(probe), step.ctx.now().mono);
-    if kind == ProbeKind::Readiness {
+    let now = step.ctx.now();
+    // A wall clock that was put back makes it newborn, at most.
+    let age = since.map_or(SignedDuration::ZERO, |since| now.wall.duration_since(since).max(SignedDuration::ZERO));
+    let mut machine = ProbeMachine::new(Timing::from_probe(probe), now.mono, age.unsigned_abs());
+    if kind == ProbeKind::Readiness && !ready {
         machine = machine.eager();
     }
     let timeout = machine.timing().timeout;
     loop {
         tokio::time::sleep_until(step.ctx.instant(machine.next_deadline()).into()).await;
         let began = step.ctx.now().mono;
-        let tried = match run::action(probe, &c) {
+        let tried = match try_once::action(probe, &c) {
             Ok(action) => container::try_action(&step.shim, &id, &action, &step.pod_ips(), timeout).await,
             Err(why) => Err(why),
         };

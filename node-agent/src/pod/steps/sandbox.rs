@@ -11,6 +11,7 @@ use crate::{
     runtime::{etc, shim::Shim, spec::resources},
     volume,
 };
+use k8s_openapi::api::core::v1::Pod;
 use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
@@ -47,7 +48,7 @@ pub async fn create(step: Step) -> Event {
     {
         return Event::SandboxFailed { message: format!("{}: {error}", step.dir.etc().display()) };
     }
-    match Shim::launch(step.ctx.shim_program.clone(), config).await {
+    match Shim::launch(&step.ctx.shim_program, config).await {
         Ok(_) => Event::SandboxCreated,
         Err(error) => Event::SandboxFailed { message: error.to_string() },
     }
@@ -147,7 +148,7 @@ pub async fn remove(ctx: &Context, uid: &str) -> Result<(), String> {
 
 /// What a living shim holds; `None` when none lives. Containers that were made and never started
 /// are deleted: their start did not happen.
-pub async fn report(shim: &Shim, dir: &PodDir, ids: &mut HashMap<String, (String, u32)>) -> Option<Report> {
+pub async fn report(shim: &Shim, pod: &Pod, dir: &PodDir, ids: &mut HashMap<String, (String, u32)>) -> Option<Report> {
     let state = match shim.state().await {
         Ok(state) => state,
         Err(error) if error.is_gone() => return None,
@@ -165,7 +166,7 @@ pub async fn report(shim: &Shim, dir: &PodDir, ids: &mut HashMap<String, (String
             continue;
         }
         let message = match &c.exit {
-            Some(exit) => super::container::message_of(dir, c, exit.code),
+            Some(exit) => super::container::message_of(pod, dir, c, exit.code),
             None => String::new(),
         };
         if let Some(found) = shim_container(c, message) {

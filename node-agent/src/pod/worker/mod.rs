@@ -108,7 +108,7 @@ impl Worker {
         let now = ctx.now();
         let saved = read_json::<super::machine::Persisted>(&dir.state()).filter(|s| s.fits(&plan.uid));
         let mut ids = HashMap::new();
-        let report = steps::sandbox::report(&shim, &dir, &mut ids).await;
+        let report = steps::sandbox::report(&shim, &pod, &dir, &mut ids).await;
         let silent = saved.is_none() && report.is_none() && status::is_terminal(&pod);
         let mut machine = match (&saved, &report) {
             _ if silent => Machine::finished_elsewhere(plan, now),

@@ -2,7 +2,7 @@
 use super::{
     super::{
         event::{Effect, Event, ProbeKind, StopKind},
-        machine::Phase,
+        machine::{Phase, State},
         steps::{self, probe, volumes},
     },
     Message, Worker,
@@ -172,21 +172,46 @@ impl Worker {
     }
 
     fn stop(&mut self, container: &str, attempt: u32, kind: StopKind) {
-        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
-        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let (Some(id), Some(spec)) = (self.id_of(container, attempt), self.container(container)) else {
+            if kind == StopKind::Kill {
+                let message = "this run of it is not known".to_owned();
+                self.later(Event::KillFailed { container: container.to_owned(), attempt, message });
+            }
+            return;
+        };
         let signal = match kind {
             StopKind::Ask { .. } => steps::container::stop_signal(&spec, self.images.get(container).map(|i| &**i)),
             StopKind::Kill => 9,
         };
         let snapshot = self.snapshot();
-        self.tasks.spawn(async move { steps::container::stop(&snapshot, &spec, id, signal, kind).await });
+        let tx = self.tx.clone();
+        self.tasks.spawn(async move {
+            let stopped = steps::container::stop(&snapshot, &spec, id, signal, kind).await;
+            // One that was asked in vain is killed when its time is over.
+            if let (Err(message), StopKind::Kill) = (stopped, kind) {
+                drop(tx.send(Message::Event(Event::KillFailed { container: spec.name, attempt, message })).await);
+            }
+        });
+    }
+
+    fn id_of(&self, container: &str, attempt: u32) -> Option<String> {
+        self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone())
     }
 
     pub(super) fn start_probe(&mut self, container: &str, attempt: u32, kind: ProbeKind) {
-        let id = self.ids.iter().find(|(_, (c, a))| c == container && *a == attempt).map(|(id, _)| id.clone());
-        let (Some(id), Some(spec)) = (id, self.container(container)) else { return };
+        let (Some(id), Some(spec)) = (self.id_of(container, attempt), self.container(container)) else { return };
+        let running = self.machine.running().find(|(c, a)| c.plan.name == container && *a == attempt);
+        let run = probe::Run {
+            id,
+            attempt,
+            since: running.and_then(|(c, _)| match c.state {
+                State::Running { since } => Some(since),
+                _ => None,
+            }),
+            ready: running.is_some_and(|(c, _)| c.ready()),
+        };
         let snapshot = self.snapshot();
-        let task = self.tasks.spawn(probe::run(snapshot, spec, id, attempt, kind));
+        let task = self.tasks.spawn(probe::run(snapshot, spec, run, kind));
         self.probes.entry(container.to_owned()).or_default().push(task);
     }
 
