@@ -23,6 +23,8 @@ impl Namespaces {
     pub(super) fn split(&self, groups: &[Vec<String>]) -> Result<()> {
         let groups = groups.iter().map(|g| self.indices(g)).collect::<Result<Vec<_>>>()?;
         self.rejoin()?;
+        // Remembered first: a node that starts meanwhile comes to its own side.
+        self.change(|wires| wires.groups = groups.iter().map(|g| g.iter().copied().collect()).collect())?;
         self.underlay()?.partition(groups)
     }
 
@@ -64,7 +66,7 @@ impl Namespaces {
             }
         }
         self.underlay()?.heal(on)?;
-        self.change(|wires| wires.one_way.clear())
+        self.change(Wires::rejoin)
     }
 
     pub(super) fn mend_all(&self) -> Result<()> {
