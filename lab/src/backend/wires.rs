@@ -59,14 +59,15 @@ impl Namespaces {
     /// Ends what an earlier partition did: everybody on one switch, nothing cut. Loss and delay
     /// stay.
     fn rejoin(&self) -> Result<()> {
+        // First: a node that starts meanwhile is plugged in as the file says.
+        self.change(Wires::rejoin)?;
         let mut on = Vec::new();
         for node in &self.topology().nodes {
             if self.init(&node.name)?.is_some() {
                 on.push(self.topology().index(&node.name)?);
             }
         }
-        self.underlay()?.heal(on)?;
-        self.change(Wires::rejoin)
+        self.underlay()?.heal(on)
     }
 
     pub(super) fn mend_all(&self) -> Result<()> {
