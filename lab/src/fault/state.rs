@@ -192,8 +192,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("wires.json");
         assert_eq!(Wires::load(&path).unwrap(), Wires::default());
-        let mut wires = Wires::default();
-        wires.groups = vec![BTreeSet::from([0]), BTreeSet::from([1, 2])];
+        let mut wires = Wires { groups: vec![BTreeSet::from([0]), BTreeSet::from([1, 2])], ..Wires::default() };
         wires.cut(&[0], &[1]);
         wires.delay(2, Duration::from_millis(5));
         wires.store(&path).unwrap();
