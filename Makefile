@@ -20,7 +20,7 @@ build: ## All programs (PROFILE=dev)
 
 lab: build ## From nothing to a running cluster of five nodes on this machine, and a demonstration (NAME=lab)
 	@scripts/need lab
-	@test -e /var/lib/trellis-lab/$(NAME)/lab.json || $(ROOT) $(BIN)/trellis-lab -n $(NAME) up
+	@$(ROOT) $(BIN)/trellis-lab -n $(NAME) up --if-missing
 	@$(ROOT) $(BIN)/trellis-lab -n $(NAME) demo
 
 lab-down: ## Remove that cluster; nothing is left (NAME=lab)

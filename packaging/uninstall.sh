@@ -3,9 +3,15 @@
 # Takes Trellis off this machine: Pods are ended, the pod network is removed from the kernel, programs and
 # units are deleted. What is kept, so that a later install goes on as the same node: /etc/trellis (keys!),
 # /var/lib/trellis, /etc/default/trellis and the two users that own them. --purge removes these, too.
+#   --prefix DIR   where it was installed (default: where this script lies, else /usr/local)
 set -eu
 
-prefix=/usr/local
+here=$(cd "$(dirname "$0")" && pwd -P)
+case $here in
+*/lib/trellis) prefix=${here%/lib/trellis} ;;
+# The one of an unpacked release.
+*) prefix=/usr/local ;;
+esac
 purge=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -35,6 +41,22 @@ gone() {
     fi
 }
 
+# Those of a lab live in a PID namespace of their own, and are the lab's to end.
+shims_run() {
+    for comm in /proc/[0-9]*/comm; do
+        if [ "$(cat "$comm" 2>/dev/null)" = trellis-shim ] && [ "${comm%comm}ns/pid" -ef /proc/self/ns/pid ]; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+if [ ! -x "$lib/trellis-node-agent" ] && shims_run; then
+    echo "uninstall.sh: Pods run on this machine, and $lib has no trellis-node-agent to end them; nothing was changed." >&2
+    echo "Say with --prefix where Trellis is installed (default here: $prefix), or end them with: trellis node reset" >&2
+    exit 1
+fi
+
 if systemctl cat trellis.target >/dev/null 2>&1; then
     # shellcheck disable=SC2086
     systemctl stop trellis.target $services
@@ -45,6 +67,12 @@ if [ -x "$lib/trellis-node-agent" ]; then
     "$lib/trellis-node-agent" --cgroup-root /trellis.slice/trellis-pods.slice end-pods --remove
     "$lib/trellis-netd" withdraw
 fi
+# Memory of Pods whose agent is gone already; what an administrator has mounted stays.
+awk '$5 ~ "^/run/trellis/" || ($5 ~ "^/var/lib/trellis/" && / - (tmpfs|overlay) /) { print $5 }' /proc/self/mountinfo |
+    sort -r | while read -r place; do
+    umount "$place"
+    echo "  unmounted $place"
+done
 for file in trellis.target trellis-pods.service trellis-netd.service trellis-control-plane.service \
     trellis-node-agent.service trellis-pods.slice; do
     gone "$units/$file"

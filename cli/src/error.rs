@@ -55,6 +55,11 @@ impl CliError {
         }
     }
 
+    /// What the server says of an object that is not there.
+    pub fn not_found(kind: trellis_model::Kind, name: &str) -> Self {
+        Status::not_found(format!("{} {name:?} not found", kind.qualified_plural())).into()
+    }
+
     /// Whether the server says that there is no such object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, CliError::Server(s) if s.code() == Code::NotFound)
@@ -63,6 +68,16 @@ impl CliError {
     /// Whether somebody else changed the object meanwhile.
     pub fn is_conflict(&self) -> bool {
         self.exit_code() == CONFLICT
+    }
+
+    /// Whether nobody answers: what is asked next would wait as long, in vain.
+    pub fn is_unreachable(&self) -> bool {
+        self.exit_code() == UNAVAILABLE
+    }
+
+    /// Whether the server says that it no longer has the changes since then.
+    pub fn is_expired(&self) -> bool {
+        matches!(self, CliError::Server(s) if reason(s) == "Expired")
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 use trellis_model::Kind;
 use trellis_proto::api::resources_client::ResourcesClient;
 use trellis_proto::api::{
@@ -81,6 +81,11 @@ fn decode(object: Option<api::Object>) -> Result<Value, CliError> {
 
 /// What the server says of a field that the kind does not have begins so.
 const UNKNOWN_FIELD: &str = "unknown field ";
+
+/// Whether a watch that broke so, or could not be opened, is taken up again after that much silence.
+fn resumes(broken: &Status, silent: Duration) -> bool {
+    silent <= WATCH_RETRY && trellis_proto::status::retryable(broken)
+}
 
 impl Session {
     /// Opens the context that the arguments name.
@@ -241,28 +246,32 @@ impl Session {
                     async move { client(c).watch(request).await }
                 })
                 .await;
-            let mut stream = opened?.into_inner();
-            let broken = loop {
-                match tokio::time::timeout(WATCH_SILENCE, stream.message()).await {
-                    Ok(Ok(Some(event))) => {
-                        silent_since = tokio::time::Instant::now();
-                        revision = revision.max(event.revision);
-                        let kind = event.r#type();
-                        let object = match event.object {
-                            Some(o) => decode(Some(o))?,
-                            None => Value::Null,
-                        };
-                        if !each(Change { event: kind, object })? {
-                            return Ok(());
+            let broken = match opened {
+                Err(s) => s,
+                Ok(reply) => {
+                    let mut stream = reply.into_inner();
+                    loop {
+                        match tokio::time::timeout(WATCH_SILENCE, stream.message()).await {
+                            Ok(Ok(Some(event))) => {
+                                silent_since = tokio::time::Instant::now();
+                                revision = revision.max(event.revision);
+                                let kind = event.r#type();
+                                let object = match event.object {
+                                    Some(o) => decode(Some(o))?,
+                                    None => Value::Null,
+                                };
+                                if !each(Change { event: kind, object })? {
+                                    return Ok(());
+                                }
+                            }
+                            Ok(Ok(None)) => break Status::unavailable("the watch ended"),
+                            Ok(Err(s)) => break s,
+                            Err(_) => break Status::unavailable("the watch is silent"),
                         }
                     }
-                    Ok(Ok(None)) => break Status::unavailable("the watch ended"),
-                    Ok(Err(s)) if trellis_proto::status::retryable(&s) => break s,
-                    Ok(Err(s)) => return Err(s.into()),
-                    Err(_) => break Status::unavailable("the watch is silent"),
                 }
             };
-            if silent_since.elapsed() > WATCH_RETRY || broken.code() == Code::OutOfRange {
+            if !resumes(&broken, silent_since.elapsed()) {
                 return Err(broken.into());
             }
             self.conn.next_endpoint();
@@ -293,4 +302,20 @@ pub struct Deletion {
 pub fn identity(object: &Value) -> (&str, &str) {
     let text = |f: &str| object["metadata"][f].as_str().unwrap_or_default();
     (text("namespace"), text("name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_taken_up_again_while_there_is_hope() {
+        let soon = Duration::from_secs(10);
+        let nobody = Status::unavailable("no member of the control plane answered within 10s");
+        assert!(resumes(&nobody, soon), "an election, or members that start again, take longer than one call");
+        assert!(!resumes(&nobody, WATCH_RETRY + Duration::from_millis(1)));
+        for hopeless in [Status::out_of_range("compacted"), Status::permission_denied("no"), Status::not_found("x")] {
+            assert!(!resumes(&hopeless, soon), "{hopeless}");
+        }
+    }
 }

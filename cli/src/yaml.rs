@@ -144,9 +144,10 @@ fn leaf(v: &Value, indent: usize) -> String {
 }
 
 fn is_literal(s: &str) -> bool {
+    // Not lines(): it takes a CR for a part of the line's end, which a block would lose.
     s.contains('\n')
         && !s.starts_with([' ', '\n'])
-        && s.lines().all(|l| !l.ends_with(' ') && !l.contains('\t') && !l.chars().any(char::is_control))
+        && s.split('\n').all(|l| !l.ends_with(' ') && !l.contains('\t') && !l.chars().any(char::is_control))
 }
 
 fn literal(s: &str, indent: usize) -> String {
@@ -297,6 +298,9 @@ mod tests {
             "a\nb",
             "a\nb\n",
             "a\nb\n\n",
+            "a\r\nb\r\n",
+            "a\r\nb",
+            "a\nb\r",
             " lead\nb",
             "trail \nb",
             "*x",

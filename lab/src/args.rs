@@ -154,9 +154,12 @@ pub struct Up {
     #[arg(short, long)]
     pub file: Option<PathBuf>,
     /// Where trellis-control-plane, trellis-netd, trellis-node-agent, trellis-shim and trellis are
-    /// [default: beside this program]
+    /// [default: beside this program, or where installations put them]
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
+    /// Leave a lab that is there as it is; one whose making was interrupted is made anew
+    #[arg(long)]
+    pub if_missing: bool,
     /// Make the nodes only: no cluster on them
     #[arg(long)]
     pub bare: bool,

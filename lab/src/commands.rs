@@ -16,8 +16,9 @@ use trellis_lab::{
     cluster::{contexts, up},
     demo,
     fault::state::{parse_delay, parse_percent},
-    layout::Layout,
+    layout::{Layout, Made},
     node::{enter, init, spawn},
+    programs::Programs,
     progress::Progress,
     remains, status,
     topology::{Options, Topology},
@@ -29,8 +30,6 @@ use crate::vms;
 const DEFAULT_NAME: &str = "lab";
 /// The bench's own lab.
 const BENCH_NAME: &str = "bench";
-/// The daemons that need to be there before anything is made.
-const BINARIES: &[&str] = &["trellis", "trellis-control-plane", "trellis-netd", "trellis-node-agent", "trellis-shim"];
 /// Between two looks at a growing log.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 
@@ -71,8 +70,8 @@ pub fn dispatch(args: Args) -> Result<ExitCode> {
             let name = args.name.as_deref().unwrap_or(BENCH_NAME).to_owned();
             let request = bench::Request { name, only: only.clone(), output: output.clone(), failovers: *failovers };
             let exe = own_exe()?;
-            let bin_dir = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
-            bench::run(exe, bin_dir, &request)
+            let programs = Programs::of(&exe)?;
+            bench::run(exe, &programs, &request)
         }
         Command::Daemon { action, node, daemon } => control_daemon(&open(name)?, action, node, daemon),
     };
@@ -92,21 +91,26 @@ fn up(name: Option<String>, options: &Up) -> Result<()> {
         Options { name, control_planes: options.control_planes, workers: options.workers, ..Options::default() };
     let topology = Topology::load(options.file.as_deref(), &given)?;
     let exe = own_exe()?;
-    let beside = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let bin_dir = options.bin_dir.clone().unwrap_or(beside);
-    let bin_dir = bin_dir.canonicalize().map_err(Error::io(bin_dir.display().to_string()))?;
-    if !options.bare {
-        check_binaries(&bin_dir)?;
+    let layout = Layout::of(&topology.name);
+    if options.if_missing && !is_missing(&layout, &exe)? {
+        println!("lab {} is there", topology.name);
+        return Ok(());
     }
+    let (bin_dir, programs) = bin_dir(options, &exe, &layout)?;
     let progress = Progress::new();
     let lab = Namespaces::new(topology, bin_dir, exe)?;
+    layout.begin()?;
     lab.create()?;
+    if let Some(programs) = programs {
+        programs.gather(lab.bin_dir())?;
+    }
     let done = if options.bare { up::power_on(&lab, &progress) } else { up::bring_up(&lab, lab.layout(), &progress) };
     progress.finish();
     let name = &lab.topology().name;
     done.inspect_err(|_| {
         eprintln!("the lab is left as it is: `trellis-lab -n {name} status` and `logs` show it, `down` removes it");
     })?;
+    layout.finished()?;
     println!("lab {name} is up after {:.1} s", progress.elapsed().as_secs_f64());
     if !options.bare {
         println!("context {} is current: try `trellis get nodes`", contexts::name_of(name));
@@ -114,15 +118,34 @@ fn up(name: Option<String>, options: &Up) -> Result<()> {
     Ok(())
 }
 
-fn check_binaries(bin_dir: &Path) -> Result<()> {
-    let missing: Vec<&str> = BINARIES.iter().filter(|b| !bin_dir.join(b).exists()).copied().collect();
-    if missing.is_empty() {
-        return Ok(());
+/// Whether the lab is to be made. What is left of one whose making did not come to its end is removed.
+fn is_missing(layout: &Layout, exe: &Path) -> Result<bool> {
+    match layout.made()? {
+        Made::Not => Ok(true),
+        Made::Whole => Ok(false),
+        Made::Half => {
+            println!("lab {} was not finished: it is made anew", layout.name);
+            Namespaces::open(&layout.name, exe.to_path_buf())?.destroy()?;
+            Ok(true)
+        }
     }
-    Err(Error::Lacking {
-        what: format!("{} has no {}", bin_dir.display(), missing.join(", ")),
-        how: "build them (`cargo build --bins`) or name their folder with --bin-dir".to_owned(),
-    })
+}
+
+/// The folder of programs that nodes see, and what is to be put into it; bare nodes may do without.
+fn bin_dir(options: &Up, exe: &Path, layout: &Layout) -> Result<(PathBuf, Option<Programs>)> {
+    let found = match &options.bin_dir {
+        Some(given) => Programs::within(given),
+        None => Programs::of(exe),
+    };
+    match found {
+        Ok(programs) => Ok((programs.bin_dir(layout), Some(programs))),
+        Err(_) if options.bare => {
+            let beside = exe.parent().unwrap_or(Path::new("/"));
+            let folder = options.bin_dir.as_deref().unwrap_or(beside);
+            Ok((folder.canonicalize().map_err(Error::io(folder.display().to_string()))?, None))
+        }
+        Err(e) => Err(e),
+    }
 }
 
 fn down(name: &str, all: bool) -> Result<()> {

@@ -3,6 +3,7 @@
 //! ```text
 //! /var/lib/trellis-lab/<lab>/
 //!   lab.json                 written before anything else is made: `down` needs nothing more
+//!   unfinished               who makes it; gone when it is up
 //!   config.json              contexts with the administrator's certificate
 //!   underlay.pid             who holds the underlay's network namespace
 //!   nodes/<node>/etc         the node's /etc/trellis
@@ -20,7 +21,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, cgroup::CgroupDir, topology::Topology};
+use crate::{Error, Result, cgroup::CgroupDir, process::Process, topology::Topology};
 
 /// All labs of this machine; another place may be named in TRELLIS_LAB_DIR.
 const DEFAULT_BASE: &str = "/var/lib/trellis-lab";
@@ -37,6 +38,17 @@ pub struct LabFile {
     pub bin_dir: PathBuf,
     /// The lab's cgroups, one in each hierarchy, whether made yet or not.
     pub cgroups: Vec<CgroupDir>,
+}
+
+/// Whether a lab is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It is not.
+    Not,
+    /// Its making was interrupted, or failed.
+    Half,
+    /// It came up.
+    Whole,
 }
 
 /// Paths of one lab.
@@ -109,12 +121,58 @@ impl Layout {
         NodeLayout { root: self.root.join("nodes").join(name) }
     }
 
-    /// Makes the folder and writes `lab.json`; refuses a lab that is there.
-    pub fn create(&self, file: &LabFile) -> Result<()> {
-        let shown = |p: &Path| p.display().to_string();
+    fn unfinished(&self) -> PathBuf {
+        self.root.join("unfinished")
+    }
+
+    /// Notes that this process makes the lab; refuses one that is there.
+    pub fn begin(&self) -> Result<()> {
+        self.refuse_twice()?;
+        fs::create_dir_all(&self.root).map_err(Error::io(self.root.display().to_string()))?;
+        match Process::of(std::process::id().cast_signed()) {
+            Some(me) => me.store(&self.unfinished()),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that it is up.
+    pub fn finished(&self) -> Result<()> {
+        match fs::remove_file(self.unfinished()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(self.unfinished().display().to_string())(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is there, as a whole; an error while somebody is making it.
+    pub fn made(&self) -> Result<Made> {
+        if !self.file().exists() {
+            return Ok(Made::Not);
+        }
+        if !self.unfinished().exists() {
+            return Ok(Made::Whole);
+        }
+        match Process::load(&self.unfinished()) {
+            None => Ok(Made::Half),
+            Some(maker) => Err(Error::Lacking {
+                what: format!("lab {} is being made by process {}", self.name, maker.pid),
+                how: "wait for it".to_owned(),
+            }),
+        }
+    }
+
+    fn refuse_twice(&self) -> Result<()> {
         if self.file().exists() {
             return Err(Error::Exists { name: self.name.clone(), path: self.root.clone() });
         }
+        Ok(())
+    }
+
+    /// Makes the folder and writes `lab.json`; refuses a lab that is there.
+    pub fn create(&self, file: &LabFile) -> Result<()> {
+        let shown = |p: &Path| p.display().to_string();
+        self.refuse_twice()?;
         fs::create_dir_all(&self.root).map_err(Error::io(shown(&self.root)))?;
         let text = serde_json::to_vec_pretty(file)
             .map_err(|e| Error::Format { what: shown(&self.file()), why: e.to_string() })?;
@@ -180,5 +238,30 @@ impl NodeLayout {
             fs::create_dir_all(&path).map_err(Error::io(path.display().to_string()))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_lab_whose_making_was_interrupted_is_told_from_one_that_is_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { root: dir.path().join("l"), name: "l".to_owned() };
+        let file = Layout::file_of(Topology::simple("l", 1, 0).unwrap(), "/".into(), Vec::new());
+        assert_eq!(layout.made().unwrap(), Made::Not);
+        layout.begin().unwrap();
+        layout.create(&file).unwrap();
+        let told = layout.made().unwrap_err().to_string();
+        assert!(told.contains("is being made by process"), "{told}");
+        // As a maker leaves it that was killed.
+        fs::write(layout.unfinished(), "1 0\n").unwrap();
+        assert_eq!(layout.made().unwrap(), Made::Half);
+        layout.finished().unwrap();
+        assert_eq!(layout.made().unwrap(), Made::Whole);
+        assert!(layout.begin().is_err() && layout.create(&file).is_err(), "it is there");
+        assert_eq!(layout.made().unwrap(), Made::Whole, "and stays whole");
     }
 }

@@ -24,6 +24,7 @@ mod netlink;
 pub mod netns;
 pub mod node;
 pub mod process;
+pub mod programs;
 pub mod progress;
 pub mod remains;
 pub mod status;

@@ -65,12 +65,7 @@ pub fn collect(backend: &dyn Backend, layout: &Layout) -> Result<LabStatus> {
         });
     }
     let leader = status.and_then(|s| s.members.into_iter().find(|m| m.id == s.leader_id).map(|m| m.name));
-    Ok(LabStatus {
-        lab: topology.name.clone(),
-        context: crate::cluster::contexts::name_of(&topology.name),
-        leader,
-        nodes,
-    })
+    Ok(LabStatus { lab: topology.name.clone(), context: backend.context(), leader, nodes })
 }
 
 /// A table for a person.

@@ -101,6 +101,10 @@ pub struct Options {
     pub workers: Option<usize>,
     /// The underlay, where the file names none.
     pub subnet: Option<String>,
+    /// Members of the control plane, where neither `control_planes` nor the file says; 3 when absent.
+    pub usual_control_planes: Option<usize>,
+    /// Workers, where neither `workers` nor the file says; 2 when absent.
+    pub usual_workers: Option<usize>,
 }
 
 impl Topology {
@@ -141,8 +145,8 @@ impl Topology {
         };
         let listed = if file.nodes.is_empty() {
             counted(
-                options.control_planes.or(file.control_planes).unwrap_or(3),
-                options.workers.or(file.workers).unwrap_or(2),
+                options.control_planes.or(file.control_planes).or(options.usual_control_planes).unwrap_or(3),
+                options.workers.or(file.workers).or(options.usual_workers).unwrap_or(2),
             )
         } else {
             file.nodes

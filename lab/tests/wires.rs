@@ -120,6 +120,30 @@ fn a_one_way_partition_drops_one_direction_and_lasts_over_a_restart() {
 }
 
 #[test]
+fn a_partition_into_groups_lasts_over_a_restart() {
+    let Some(bare) = Bare::up("a_partition_into_groups_lasts_over_a_restart") else { return };
+    let all = [("n1", "n2"), ("n1", "n3"), ("n2", "n3")];
+    for (from, to) in all {
+        bare.passes(from, to);
+    }
+    // One off while it is made, one that dies and comes back in it.
+    bare.0.kill("n3").unwrap();
+    bare.succeed(&["partition", "n1", "/", "n2,n3"]);
+    bare.0.start("n3").unwrap();
+    bare.passes("n2", "n3");
+    bare.0.kill("n2").unwrap();
+    bare.0.start("n2").unwrap();
+    bare.passes("n2", "n3");
+    for (from, to, expected) in [("n1", "n2", 0), ("n1", "n3", 0), ("n2", "n3", 3)] {
+        assert_eq!(bare.arrive(from, to, 3), expected, "{from} to {to}");
+    }
+    bare.succeed(&["heal"]);
+    for (from, to) in all {
+        bare.passes(from, to);
+    }
+}
+
+#[test]
 fn a_share_of_the_packets_is_lost_each_way() {
     let Some(bare) = Bare::up("a_share_of_the_packets_is_lost_each_way") else { return };
     bare.passes("n1", "n2");

@@ -74,6 +74,17 @@ pub fn whole(format: Format, mut items: Vec<Value>, single: bool) -> String {
     }
 }
 
+/// Objects of which more may follow: each whole, or its name. None: the format is a table's.
+pub fn apart(format: Option<Format>, kind: Kind, objects: &[Value]) -> Option<String> {
+    let each: Box<dyn Fn(&Value) -> String> = match format {
+        Some(Format::Json) => Box::new(|o| whole(Format::Json, vec![o.clone()], true)),
+        Some(Format::Yaml) => Box::new(|o| format!("---\n{}", whole(Format::Yaml, vec![o.clone()], true))),
+        Some(Format::Name) => Box::new(|o| format!("{}\n", name_of(kind, o))),
+        Some(Format::Wide) | None => return None,
+    };
+    Some(objects.iter().map(each).collect())
+}
+
 fn hide_managed_fields(item: &mut Value) {
     if let Some(m) = item["metadata"].as_object_mut() {
         m.shift_remove("managedFields");
@@ -87,5 +98,24 @@ pub fn coloured_error(text: &str) -> String {
     match text.split_once(':') {
         Some((head, rest)) if colour && !head.contains('\n') => format!("\x1b[31m{head}:\x1b[0m{rest}"),
         _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_which_more_may_follow() {
+        let objects = [json!({"metadata": {"name": "a"}}), json!({"metadata": {"name": "b"}})];
+        let shown = |format| apart(format, Kind::Event, &objects);
+        assert_eq!(shown(Some(Format::Name)).as_deref(), Some("event/a\nevent/b\n"));
+        assert_eq!(
+            shown(Some(Format::Yaml)).as_deref(),
+            Some("---\nmetadata:\n  name: a\n---\nmetadata:\n  name: b\n")
+        );
+        let json = shown(Some(Format::Json)).unwrap_or_default();
+        assert_eq!(yaml::parse(&json), Ok(objects.to_vec()), "no List: nobody knows where it ends");
+        assert_eq!((shown(None), shown(Some(Format::Wide))), (None, None));
     }
 }

@@ -21,7 +21,7 @@ pub struct Args {
     write: write::WriteArgs,
 }
 
-/// Applies every manifest; goes on after an error.
+/// Applies every manifest; goes on after an error, unless nobody answers.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let args = args.write;
     let mut session = Session::open(global)?;
@@ -30,7 +30,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     manifest::in_order(&mut manifests);
     let mut failures = Failures::of(&unusable);
     let mut teller = Teller::new(&args);
-    for m in &manifests {
+    for (i, m) in manifests.iter().enumerate() {
         match session.apply(m.kind, &m.object, args.dry_run.is_on()).await {
             Ok((object, outcome)) => {
                 let done = match outcome {
@@ -40,7 +40,12 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
                 };
                 teller.tell(m.kind, object, done)?;
             }
-            Err(e) => failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str())),
+            Err(e) => {
+                failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str()));
+                if write::hopeless(&e, &manifests[i + 1..]) {
+                    break;
+                }
+            }
         }
     }
     teller.end()?;

@@ -1,7 +1,7 @@
 //! `config`: contexts.
 
 use serde_json::json;
-use trellis_proto::client::Contexts;
+use trellis_proto::client::{ClusterContext, Contexts};
 
 use crate::cli::Global;
 use crate::error::CliError;
@@ -71,7 +71,7 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let path = global.config.clone().unwrap_or_else(Contexts::default_path);
     let mut all = Contexts::load(&path)?;
     match args.action {
-        Action::GetContexts { output } => list(&all, output),
+        Action::GetContexts { output } => output::print(&listed(&all, output)),
         Action::CurrentContext => {
             if all.current.is_empty() {
                 return Err(CliError::Local("current-context is not set".into()));
@@ -123,11 +123,21 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     }
 }
 
-fn list(all: &Contexts, format: Option<Format>) -> Result<(), CliError> {
-    if format == Some(Format::Name) {
-        let names: String = all.contexts.keys().map(|n| format!("{n}\n")).collect();
-        return output::print(&names);
+/// The contexts, without certificates and keys.
+fn listed(all: &Contexts, format: Option<Format>) -> String {
+    let values = || {
+        let one = |(name, c): (&String, &ClusterContext)| json!({"name": name, "current": *name == all.current, "endpoints": c.endpoints, "namespace": c.namespace});
+        json!({"contexts": all.contexts.iter().map(one).collect::<Vec<_>>()})
+    };
+    match format {
+        Some(Format::Name) => all.contexts.keys().map(|n| format!("{n}\n")).collect(),
+        Some(Format::Json) => output::json_text(&values()),
+        Some(Format::Yaml) => yaml::write(&values()),
+        Some(Format::Wide) | None => listed_table(all),
     }
+}
+
+fn listed_table(all: &Contexts) -> String {
     let rows: Vec<Vec<String>> = all
         .contexts
         .iter()
@@ -136,5 +146,31 @@ fn list(all: &Contexts, format: Option<Format>) -> Result<(), CliError> {
             vec![current.to_owned(), n.clone(), c.endpoints.join(","), c.namespace.clone()]
         })
         .collect();
-    output::print(&table::render(["CURRENT", "NAME", "ENDPOINTS", "NAMESPACE"], &rows))
+    table::render(["CURRENT", "NAME", "ENDPOINTS", "NAMESPACE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_listed_as_asked_for_and_never_with_keys() {
+        let context = ClusterContext {
+            endpoints: vec!["https://10.0.0.1:6443".into()],
+            ca: "CA".into(),
+            certificate: "CERTIFICATE".into(),
+            key: "KEY".into(),
+            namespace: "default".into(),
+        };
+        let mut all = Contexts { current: "a".into(), ..Contexts::default() };
+        all.contexts.insert("a".into(), context);
+        let table =
+            "CURRENT   NAME   ENDPOINTS               NAMESPACE\n*         a      https://10.0.0.1:6443   default\n";
+        assert_eq!(listed(&all, None), table);
+        assert_eq!(listed(&all, Some(Format::Name)), "a\n");
+        let text =
+            "contexts:\n- current: true\n  endpoints:\n  - https://10.0.0.1:6443\n  name: a\n  namespace: default\n";
+        assert_eq!(listed(&all, Some(Format::Yaml)), text);
+        assert_eq!(yaml::parse(&listed(&all, Some(Format::Json))), yaml::parse(text));
+    }
 }

@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
-  trellis create -f job.yaml
+  trellis create -f web.yaml
   trellis create namespace staging
   trellis create configmap settings --from-literal=colour=green --from-file=app.toml
   trellis create secret password --from-literal=pw=correct-horse";
@@ -34,7 +34,7 @@ pub struct Args {
     from_file: Vec<String>,
 }
 
-/// Creates every object; goes on after an error.
+/// Creates every object; goes on after an error, unless nobody answers.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let mut session = Session::open(global)?;
     let write = &args.write;
@@ -47,10 +47,15 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     manifest::in_order(&mut manifests);
     let mut failures = Failures::of(&unusable);
     let mut teller = Teller::new(write);
-    for m in &manifests {
+    for (i, m) in manifests.iter().enumerate() {
         match session.create(m.kind, &m.object, write.dry_run.is_on()).await {
             Ok(object) => teller.tell(m.kind, object, "created")?,
-            Err(e) => failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str())),
+            Err(e) => {
+                failures.add_of(&e, (manifests.len() > 1).then_some(m.origin.as_str()));
+                if write::hopeless(&e, &manifests[i + 1..]) {
+                    break;
+                }
+            }
         }
     }
     teller.end()?;

@@ -6,22 +6,20 @@ use serde_json::Value;
 use tokio::time::Instant;
 use trellis_model::Kind;
 
+use super::choice::Choice;
+use super::until::{self, Awaited};
 use super::{DryRun, Failures};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output;
 use crate::session::{Deletion, Query, Session, identity};
-use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis delete pod web-1
   trellis delete deploy/web
   trellis delete -f web.yaml --ignore-not-found
   trellis delete pods -l app=web --grace-period=1";
-
-/// How often to look whether an object is gone.
-const POLL: Duration = Duration::from_millis(100);
 
 /// Arguments of `delete`.
 #[derive(clap::Args, Debug)]
@@ -88,7 +86,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
                     args.dry_run.suffix()
                 ))?;
                 if !removed && !args.dry_run.is_on() {
-                    leaving.push((kind, namespace, name, uid));
+                    leaving.push(Awaited::new(kind, &namespace, &name, &uid));
                 }
             }
             Err(e) if args.ignore_not_found && e.is_not_found() => {}
@@ -97,8 +95,9 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     }
     if args.wait && !args.force {
         let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
-        for (kind, namespace, name, uid) in leaving {
-            gone(&session, kind, &namespace, &name, &uid, deadline).await?;
+        let late = until::until(&session, leaving, "", deadline, |a, now| Ok(a.is_gone(now))).await?;
+        for a in late {
+            failures.add(&CliError::Timeout(format!("waiting for {} to be gone", a.id())));
         }
     }
     failures.end()
@@ -134,15 +133,17 @@ async fn victims(session: &Session, args: &Args) -> Result<(Vec<Victim>, Vec<Cli
         let (ns, name) = identity(o);
         (kind, ns.to_owned(), name.to_owned())
     };
+    let choice = Choice { labels: &args.selector, all: args.all, ..Choice::default() };
     if !args.source.filename.is_empty() {
+        choice.of_manifests(&args.resources)?;
         let Loaded { manifests, unusable } = manifest::load(&args.source, session, Validate::Ignore)?;
         return Ok((manifests.iter().map(|m| id(m.kind, &m.object)).collect(), unusable));
     }
     let mut out = Vec::new();
-    for t in target::parse(&args.resources)? {
+    for t in choice.targets(&args.resources)? {
         match t.name {
             Some(name) => out.push((t.kind, session.namespace.clone(), name)),
-            None if args.all || !args.selector.is_empty() => {
+            None => {
                 let query = Query {
                     namespace: session.namespace_for(t.kind, false),
                     labels: args.selector.clone(),
@@ -151,36 +152,7 @@ async fn victims(session: &Session, args: &Args) -> Result<(Vec<Victim>, Vec<Cli
                 let (items, _) = session.list(t.kind, &query).await?;
                 out.extend(items.iter().map(|o| id(t.kind, o)));
             }
-            None => {
-                return Err(CliError::Usage(
-                    "resource(s) were provided, but no name was specified: name them, or use -l or --all".into(),
-                ));
-            }
         }
     }
     Ok((out, Vec::new()))
-}
-
-/// Waits until that very object is there no more.
-pub async fn gone(
-    session: &Session,
-    kind: Kind,
-    namespace: &str,
-    name: &str,
-    uid: &str,
-    deadline: Option<Instant>,
-) -> Result<(), CliError> {
-    loop {
-        match session.get(kind, namespace, name).await {
-            Err(e) if e.is_not_found() => return Ok(()),
-            Err(e) => return Err(e),
-            Ok(o) if o["metadata"]["uid"].as_str().is_some_and(|u| u != uid) => return Ok(()),
-            Ok(_) => {}
-        }
-        if deadline.is_some_and(|d| Instant::now() >= d) {
-            let what = format!("{}/{name}", kind.qualified_singular());
-            return Err(CliError::Timeout(format!("waiting for {what} to be gone")));
-        }
-        tokio::time::sleep(POLL).await;
-    }
 }

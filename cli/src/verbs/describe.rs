@@ -9,12 +9,12 @@ use trellis_model::k8s_openapi::api::core::v1::{Node, Pod};
 use trellis_model::quantity::Quantity;
 use trellis_model::resources::{self, Amounts};
 
+use super::choice::Choice;
 use super::{Failures, select};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output::{self, columns, pod_status, table};
 use crate::session::{Query, Session, identity};
-use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis describe pod web-1
@@ -37,7 +37,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let mut failures = Failures::new();
     let mut texts = Vec::new();
-    for t in target::parse(&args.resources)? {
+    let choice = Choice { labels: &args.selector, type_alone: true, ..Choice::default() };
+    for t in choice.targets(&args.resources)? {
         match select(&session, &[t], &args.selector, "").await {
             Ok(found) => {
                 for (kind, object) in found {

@@ -6,7 +6,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 use trellis_model::Kind;
 
-use super::{DryRun, cordon, delete, select};
+use super::until::{self, Awaited};
+use super::{DryRun, Failures, cordon, select};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -130,7 +131,7 @@ async fn drain(session: &Session, node: &str, args: &Args) -> Result<(), CliErro
         };
         output::print(&format!("evicting pod {}{}\n", full(pod), args.dry_run.suffix()))?;
         match session.delete(Kind::Pod, namespace, name, &how).await {
-            Ok(_) => leaving.push((namespace, name, uid)),
+            Ok(_) => leaving.push(Awaited::new(Kind::Pod, namespace, name, &uid)),
             // Gone or replaced meanwhile: what was wanted.
             Err(e) if e.is_not_found() || e.is_conflict() => {}
             Err(e) => return Err(e),
@@ -140,10 +141,18 @@ async fn drain(session: &Session, node: &str, args: &Args) -> Result<(), CliErro
         return Ok(());
     }
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
-    for (namespace, name, uid) in leaving {
-        delete::gone(session, Kind::Pod, namespace, name, &uid, deadline).await?;
-        output::print(&format!("pod/{name} evicted\n"))?;
+    let late = until::until(session, leaving, &query.fields, deadline, |a, now| {
+        let gone = a.is_gone(now);
+        if gone {
+            output::print(&format!("{} evicted\n", a.id()))?;
+        }
+        Ok(gone)
+    });
+    let mut failures = Failures::new();
+    for a in late.await? {
+        failures.add(&CliError::Timeout(format!("waiting for {} of {} to be gone", a.id(), a.namespace)));
     }
+    failures.end()?;
     output::print(&format!("node/{node} drained\n"))
 }
 

@@ -50,45 +50,93 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let (mut items, revision) = session.list(Kind::Event, &query).await?;
     items.retain(|e| wanted(e, &args));
     items.sort_by_key(columns::last_seen);
-    if let Some(f @ (Format::Json | Format::Yaml)) = args.output {
-        return output::print(&output::whole(f, items, false));
-    }
-    let wide = args.output == Some(Format::Wide);
-    let mut headers = columns::headers(Kind::Event, wide);
-    if args.all_namespaces {
-        headers.insert(0, "NAMESPACE");
-    }
-    let mut table = Table::new(headers);
-    let cells = |e: &Value| {
-        let mut row = columns::row(Kind::Event, e, wide, Timestamp::now());
-        if args.all_namespaces {
-            row.insert(0, identity(e).0.to_owned());
-        }
-        row
-    };
-    if items.is_empty() && !args.watch {
+    if items.is_empty() && !args.watch && !matches!(args.output, Some(Format::Json | Format::Yaml)) {
         match &query.namespace {
             Some(ns) => eprintln!("No events found in {ns} namespace."),
             None => eprintln!("No events found."),
         }
         return Ok(());
     }
-    let rows: Vec<_> = items.iter().map(cells).collect();
-    output::print(&table.more(&rows, !args.no_headers))?;
+    let mut shower = Shower::new(&args);
+    output::print(&shower.first(&items, Timestamp::now()))?;
     if !args.watch {
         return Ok(());
     }
     session
         .watch(Kind::Event, &query, revision, |Change { event, object }| {
             if matches!(event, EventType::Added | EventType::Modified) && wanted(&object, &args) {
-                output::print(&table.more(&[cells(&object)], false))?;
+                output::print(&shower.more(std::slice::from_ref(&object), false, Timestamp::now()))?;
             }
             Ok(true)
         })
         .await
 }
 
+/// Shows events as they were asked for.
+struct Shower<'a> {
+    args: &'a Args,
+    table: Table,
+}
+
+impl<'a> Shower<'a> {
+    fn new(args: &'a Args) -> Self {
+        let mut headers = columns::headers(Kind::Event, args.output == Some(Format::Wide));
+        if args.all_namespaces {
+            headers.insert(0, "NAMESPACE");
+        }
+        Shower { args, table: Table::new(headers) }
+    }
+
+    /// What there is: one List, unless more may follow.
+    fn first(&mut self, events: &[Value], now: Timestamp) -> String {
+        match self.args.output {
+            Some(f @ (Format::Json | Format::Yaml)) if !self.args.watch => output::whole(f, events.to_vec(), false),
+            _ => self.more(events, !self.args.no_headers, now),
+        }
+    }
+
+    fn more(&mut self, events: &[Value], header: bool, now: Timestamp) -> String {
+        let row = |e: &Value| {
+            let mut row = columns::row(Kind::Event, e, self.args.output == Some(Format::Wide), now);
+            if self.args.all_namespaces {
+                row.insert(0, identity(e).0.to_owned());
+            }
+            row
+        };
+        let text = output::apart(self.args.output, Kind::Event, events);
+        text.unwrap_or_else(|| self.table.more(&events.iter().map(row).collect::<Vec<_>>(), header))
+    }
+}
+
 fn wanted(event: &Value, args: &Args) -> bool {
     let type_ = event["type"].as_str().unwrap_or_default();
     args.types.is_empty() || args.types.iter().any(|t| t.eq_ignore_ascii_case(type_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use serde_json::json;
+
+    #[derive(Parser)]
+    struct P {
+        #[command(flatten)]
+        a: Args,
+    }
+
+    #[test]
+    fn events_are_shown_as_asked_for() {
+        let events = [json!({"metadata": {"name": "a"}}), json!({"metadata": {"name": "b"}})];
+        let first = |flags: &[&str]| {
+            let args = P::parse_from([&["x"], flags].concat()).a;
+            Shower::new(&args).first(&events, Timestamp::UNIX_EPOCH)
+        };
+        assert_eq!(first(&["-o", "name"]), "event/a\nevent/b\n");
+        assert_eq!(first(&["-o", "name", "-w"]), "event/a\nevent/b\n");
+        assert!(first(&["-o", "json"]).contains("\"kind\": \"List\""));
+        let watched = first(&["-o", "json", "-w"]);
+        assert_eq!(crate::yaml::parse(&watched), Ok(events.to_vec()), "one after the other: more may follow");
+        assert_eq!(first(&["-w"]).lines().count(), 3, "a header and two rows");
+    }
 }

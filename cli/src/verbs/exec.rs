@@ -3,14 +3,13 @@
 use std::io::{IsTerminal, Read, Write};
 
 use rustix::termios::{self, OptionalActions, Termios};
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use trellis_model::Kind;
 use trellis_proto::api::{ExecInput, ExecStart, TerminalSize, exec_input::Input, exec_output::Output};
 
-use super::pod_of;
+use super::{container, pod_of};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::session::{Session, identity};
@@ -76,7 +75,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let (kind, name) = target::one(&args.target, Kind::Pod)?;
     let pod = pod_of(&session, kind, &name).await?;
-    let container = container(&pod, args.container.as_deref())?;
+    let container = container::meant(&pod, args.container.as_deref())?;
     let mut tty = args.tty;
     if tty && !std::io::stdin().is_terminal() {
         eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
@@ -97,26 +96,6 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
         Ok(0) => Ok(()),
         Ok(c) => Err(CliError::Exit(c)),
         Err(_) => Err(CliError::Exit(1)),
-    }
-}
-
-fn container(pod: &Value, asked: Option<&str>) -> Result<String, CliError> {
-    let items = pod["spec"]["containers"].as_array();
-    let names: Vec<&str> = items.into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
-    match asked {
-        Some(c) if names.contains(&c) => Ok(c.to_owned()),
-        Some(c) => Err(CliError::Usage(format!(
-            "container {c:?} is not in pod {:?}, which has: {}",
-            identity(pod).1,
-            names.join(", ")
-        ))),
-        None => {
-            let first = names.first().copied().unwrap_or_default();
-            if names.len() > 1 {
-                eprintln!("Defaulted container {first:?} out of: {}", names.join(", "));
-            }
-            Ok(first.to_owned())
-        }
     }
 }
 

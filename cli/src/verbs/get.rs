@@ -7,12 +7,13 @@ use serde_json::Value;
 use trellis_model::Kind;
 use trellis_proto::api::EventType;
 
+use super::choice::Choice;
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output::{self, Format, columns, table::Table};
 use crate::session::{Change, Query, Session, identity};
-use crate::target::{self, Target};
+use crate::target::Target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis get pods                     Pods of the namespace
@@ -100,17 +101,16 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
 
 /// What is asked for, and why some of the manifests ask for nothing.
 fn targets(args: &Args, session: &Session) -> Result<(Vec<Target>, Vec<CliError>), CliError> {
+    let choice = Choice { labels: &args.selector, fields: &args.field_selector, all: false, type_alone: true };
     if args.source.filename.is_empty() {
-        let targets = target::parse(&args.resources)?;
+        let targets = choice.targets(&args.resources)?;
         let named = targets.iter().any(|t| t.name.is_some());
         if named && args.all_namespaces {
             return Err(CliError::Usage("a resource cannot be retrieved by name across all namespaces".into()));
         }
-        if named && !(args.selector.is_empty() && args.field_selector.is_empty()) {
-            return Err(CliError::Usage("name cannot be provided when a selector is specified".into()));
-        }
         return Ok((targets, Vec::new()));
     }
+    choice.of_manifests(&args.resources)?;
     let Loaded { manifests, unusable } = manifest::load(&args.source, session, Validate::Ignore)?;
     let target = |m: &manifest::Manifest| {
         let (namespace, name) = identity(&m.object);
@@ -222,13 +222,9 @@ async fn watch(session: &Session, args: &Args, targets: &[Target]) -> Result<(),
     }
     let table = RefCell::new(Table::new(header(args, t.kind)));
     let show = |rows: &[Value], first: bool| -> Result<(), CliError> {
-        let text = match args.output {
-            Some(f @ (Format::Json | Format::Yaml)) => {
-                let separator = if f == Format::Yaml { "---\n" } else { "" };
-                rows.iter().map(|o| format!("{separator}{}", output::whole(f, vec![o.clone()], true))).collect()
-            }
-            Some(Format::Name) => rows.iter().map(|o| format!("{}\n", output::name_of(t.kind, o))).collect(),
-            _ => {
+        let text = match output::apart(args.output, t.kind, rows) {
+            Some(text) => text,
+            None => {
                 let rows: Vec<_> = rows.iter().map(|o| cells(args, t.kind, o, false)).collect();
                 table.borrow_mut().more(&rows, first && !args.no_headers)
             }

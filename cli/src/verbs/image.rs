@@ -118,6 +118,8 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
 }
 
 async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Image>, CliError> {
+    // A stream cannot be sent twice: this call finds a member that answers, and whether there is such a node.
+    session.get(Kind::Node, "", node).await?;
     let input: Box<dyn Read + Send> = match file {
         "-" => {
             let first = checked(&mut std::io::stdin(), "stdin")?;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::choice::Choice;
 use super::{DryRun, Failures, select};
 use crate::cli::Global;
 use crate::error::CliError;
@@ -75,12 +76,11 @@ pub async fn run(global: &Global, args: Args, field: Field) -> Result<(), CliErr
     };
     let (resources, words) = target::split_changes(&args.args);
     let changes = changes(&words)?;
-    let targets = target::parse(&resources)?;
+    // To list is to look.
+    let choice = Choice { labels: &args.selector, all: args.all, type_alone: args.list, ..Choice::default() };
+    let targets = choice.targets(&resources)?;
     if changes.is_empty() && !args.list {
         return Err(CliError::Usage(format!("at least one {one} update is required")));
-    }
-    if targets.iter().any(|t| t.name.is_none()) && !args.all && args.selector.is_empty() && !args.list {
-        return Err(CliError::Usage("name the objects, or use -l or --all".into()));
     }
     let mut failures = Failures::new();
     for (kind, object) in select(&session, &targets, &args.selector, "").await? {

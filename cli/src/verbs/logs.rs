@@ -10,7 +10,7 @@ use serde_json::Value;
 use trellis_model::Kind;
 use trellis_proto::api::{LogsRequest, pods_client::PodsClient};
 
-use super::{Failures, pod_of};
+use super::{Failures, container, pod_of};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -101,8 +101,11 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
             tasks.spawn(async move { stream(&session, request, prefix.then_some(tag)).await });
         }
         while let Some(done) = tasks.join_next().await {
-            if let Err(e) = done.unwrap_or_else(|e| Err(CliError::local(e))) {
-                failures.add(&e);
+            match done.unwrap_or_else(|e| Err(CliError::local(e))) {
+                Ok(()) => {}
+                // Whoever read has gone: so do the other streams.
+                Err(e @ CliError::Exit(_)) => return Err(e),
+                Err(e) => failures.add(&e),
             }
         }
         return failures.end();
@@ -119,36 +122,12 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     failures.end()
 }
 
-fn names(pod: &Value, list: &str) -> Vec<String> {
-    let items = pod["spec"][list].as_array();
-    items.into_iter().flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
-}
-
 /// The containers whose logs are meant.
 fn containers(pod: &Value, args: &Args) -> Result<Vec<String>, CliError> {
-    let (own, init) = (names(pod, "containers"), names(pod, "initContainers"));
-    let name = identity(pod).1;
-    if let Some(c) = &args.container {
-        if own.contains(c) || init.contains(c) {
-            return Ok(vec![c.clone()]);
-        }
-        return Err(CliError::Usage(format!(
-            "container {c:?} is not in pod {name:?}, which has: {}",
-            [init, own].concat().join(", ")
-        )));
+    match args.all_containers {
+        true => Ok([container::names(pod, "initContainers"), container::names(pod, "containers")].concat()),
+        false => container::meant(pod, args.container.as_deref()).map(|c| vec![c]),
     }
-    if args.all_containers {
-        return Ok([init, own].concat());
-    }
-    if own.len() > 1 {
-        eprintln!(
-            "Defaulted container {:?} out of: {}{}",
-            own[0],
-            own.join(", "),
-            init.iter().map(|i| format!(", {i} (init)")).collect::<String>()
-        );
-    }
-    Ok(own.into_iter().take(1).collect())
 }
 
 fn request(pod: &Value, container: &str, args: &Args) -> (LogsRequest, String) {

@@ -2,9 +2,11 @@
 
 pub mod api_resources;
 pub mod apply;
+mod choice;
 pub mod cluster;
 pub mod completion;
 pub mod config;
+mod container;
 pub mod cordon;
 pub mod create;
 pub mod delete;
@@ -21,6 +23,7 @@ pub mod port_forward;
 pub mod rollout;
 pub mod scale;
 pub mod taint;
+mod until;
 pub mod version;
 pub mod wait;
 mod write;
@@ -83,21 +86,25 @@ async fn pod_of(session: &Session, kind: Kind, name: &str) -> Result<Value, CliE
     best.cloned().ok_or_else(|| CliError::Local(format!("{} {name:?} has no Pods", kind.name())))
 }
 
+/// The exit code of errors that have none in common.
+const MIXED: u8 = 1;
+
 /// A condition of an object's status.
 fn condition<'o>(object: &'o Value, type_: &str) -> Option<&'o Value> {
     let list = object["status"]["conditions"].as_array()?;
     list.iter().find(|c| c["type"].as_str().is_some_and(|t| t.eq_ignore_ascii_case(type_)))
 }
 
-/// Tells an error and goes on; the caller ends with exit code 1 (or the error's own, for one).
+/// Tells an error and goes on; the caller ends with the errors' exit code where they have one in common, with 1
+/// otherwise.
 struct Failures {
-    first: Option<u8>,
+    code: Option<u8>,
     count: usize,
 }
 
 impl Failures {
     fn new() -> Self {
-        Failures { first: None, count: 0 }
+        Failures { code: None, count: 0 }
     }
 
     /// Begins with what was found before anything was done.
@@ -109,7 +116,8 @@ impl Failures {
 
     fn add(&mut self, e: &CliError) {
         eprintln!("{e}");
-        self.first.get_or_insert(e.exit_code());
+        let code = e.exit_code();
+        self.code = Some(self.code.filter(|c| *c != code).map_or(code, |_| MIXED));
         self.count += 1;
     }
 
@@ -122,11 +130,7 @@ impl Failures {
     }
 
     fn end(self) -> Result<(), CliError> {
-        match (self.first, self.count) {
-            (None, _) => Ok(()),
-            (Some(code), 1) => Err(CliError::Exit(code)),
-            _ => Err(CliError::Exit(1)),
-        }
+        self.code.map_or(Ok(()), |code| Err(CliError::Exit(code)))
     }
 }
 
@@ -152,6 +156,30 @@ impl DryRun {
             DryRun::None => "",
             DryRun::Server => " (server dry run)",
             DryRun::Client => " (dry run)",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn failures_end_with_the_code_that_they_have_in_common() {
+        let missing = || CliError::from(Status::not_found("x"));
+        let conflict = || CliError::from(Status::aborted("x"));
+        let local = || CliError::Local("x".into());
+        for (errors, want) in [
+            (vec![], None),
+            (vec![missing()], Some(3)),
+            (vec![missing(), missing(), missing()], Some(3)),
+            (vec![missing(), conflict()], Some(1)),
+            (vec![missing(), conflict(), conflict()], Some(1)),
+            (vec![local(), missing()], Some(1)),
+        ] {
+            let got = Failures::of(&errors).end().err().map(|e| e.exit_code());
+            assert_eq!(got, want, "{errors:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use trellis_model::Kind;
 
+use super::until::{self, Awaited};
 use super::{condition, select};
 use crate::cli::Global;
 use crate::error::CliError;
@@ -22,7 +23,6 @@ pub const EXAMPLES: &str = "Examples:
   trellis rollout history deploy/web
   trellis rollout undo deploy/web";
 
-const POLL: Duration = Duration::from_millis(100);
 /// Which of its revisions a ReplicaSet or Deployment is at.
 const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Set by `restart`; a changed template is a new roll-out.
@@ -142,20 +142,19 @@ async fn status(session: &Session, object: &Value, watch: bool, timeout: u64) ->
     let (namespace, name) = identity(object);
     let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_secs(timeout));
     let mut said = String::new();
-    loop {
-        let d = session.get(Kind::Deployment, namespace, name).await?;
-        let (text, done) = progress(&d).map_err(CliError::Local)?;
+    let awaited = Awaited::new(Kind::Deployment, namespace, name, "");
+    let late = until::until(session, vec![awaited], "", deadline, |a, now| {
+        let d = now.ok_or_else(|| CliError::not_found(a.kind, &a.name))?;
+        let (text, done) = progress(d).map_err(CliError::Local)?;
         if text != said {
             output::print(&format!("{text}\n"))?;
             said = text;
         }
-        if done || !watch {
-            return Ok(());
-        }
-        if deadline.is_some_and(|d| Instant::now() >= d) {
-            return Err(CliError::Timeout(format!("waiting for deployment {name:?} to roll out")));
-        }
-        tokio::time::sleep(POLL).await;
+        Ok(done || !watch)
+    });
+    match late.await?.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::Timeout(format!("waiting for deployment {name:?} to roll out"))),
     }
 }
 

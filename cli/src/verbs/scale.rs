@@ -3,16 +3,17 @@
 use serde_json::json;
 use trellis_model::Kind;
 
+use super::choice::Choice;
 use super::{DryRun, Failures, select};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
 use crate::session::{Session, identity};
-use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis scale deploy/web --replicas=5
   trellis scale deploy web api --replicas=0
+  trellis scale deploy --all --replicas=0
   trellis scale deploy/web --current-replicas=5 --replicas=3";
 
 /// Arguments of `scale`.
@@ -30,6 +31,9 @@ pub struct Args {
     /// Labels of the objects
     #[arg(short = 'l', long, default_value = "", hide_default_value = true)]
     selector: String,
+    /// All objects of the type in the namespace
+    #[arg(long)]
+    all: bool,
     /// Only let the server check
     #[arg(long, value_enum, default_value = "none")]
     dry_run: DryRun,
@@ -38,7 +42,8 @@ pub struct Args {
 /// Sets spec.replicas.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let targets = target::parse(&args.resources)?;
+    let choice = Choice { labels: &args.selector, all: args.all, ..Choice::default() };
+    let targets = choice.targets(&args.resources)?;
     if let Some(t) = targets.iter().find(|t| !matches!(t.kind, Kind::Deployment | Kind::ReplicaSet)) {
         return Err(CliError::Usage(format!("a {} has no replicas: scale a deployment or replicaset", t.kind)));
     }

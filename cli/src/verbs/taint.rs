@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use trellis_model::Kind;
 
+use super::choice::Choice;
 use super::{DryRun, Failures, select};
 use crate::cli::Global;
 use crate::error::CliError;
@@ -103,12 +104,10 @@ fn edited(before: &[Value], edits: &[Edit], overwrite: bool) -> Result<Vec<Value
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let (resources, changes) = target::split_changes(&taint_words(&args.args));
-    let targets = target::parse(&resources)?;
+    let choice = Choice { labels: &args.selector, all: args.all, ..Choice::default() };
+    let targets = choice.targets(&resources)?;
     if targets.iter().any(|t| t.kind != Kind::Node) {
         return Err(CliError::Usage("only nodes have taints: `trellis taint node NAME …`".into()));
-    }
-    if targets.iter().any(|t| t.name.is_none()) && !args.all && args.selector.is_empty() {
-        return Err(CliError::Usage("name a node, or use -l or --all".into()));
     }
     if changes.is_empty() {
         return Err(CliError::Usage("at least one taint update is required".into()));

@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::Instant;
-use trellis_model::Kind;
+use trellis_proto::api::EventType;
 
+use super::choice::Choice;
+use super::until::{self, Awaited, Seen};
 use super::{Failures, condition};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
 use crate::session::{Query, Session, identity};
-use crate::target::{self, Target};
+use crate::target::Target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis wait --for=condition=Ready pod/web-1 --timeout=30s
   trellis wait --for=condition=Available deploy --all
   trellis wait --for=delete pod -l app=web
   trellis wait --for=jsonpath='{.status.phase}'=Running pod/web-1";
-
-const POLL: Duration = Duration::from_millis(100);
 
 /// Arguments of `wait`.
 #[derive(clap::Args, Debug)]
@@ -118,62 +118,61 @@ fn is_met(wanted: &Wanted, object: Option<&Value>) -> bool {
     }
 }
 
-/// Waits for each object.
+/// Waits for all objects, in any order.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let targets = target::parse(&args.resources)?;
-    if targets.iter().any(|t| t.name.is_none()) && !args.all && args.selector.is_empty() {
-        return Err(CliError::Usage("name the objects, or use -l or --all".into()));
-    }
+    let choice = Choice { labels: &args.selector, all: args.all, ..Choice::default() };
+    let targets = choice.targets(&args.resources)?;
+    let awaited = objects(&session, &targets, &args, deadline).await?;
     let mut failures = Failures::new();
-    for (kind, namespace, name, uid) in objects(&session, &targets, &args, deadline).await? {
-        let id = format!("{}/{name}", kind.qualified_singular());
-        loop {
-            let object = match session.get(kind, &namespace, &name).await {
-                Ok(o) => Some(o),
-                Err(e) if e.is_not_found() && matches!(args.wanted, Wanted::Delete | Wanted::Create) => None,
-                // As kubectl: the others are waited for all the same.
-                Err(e) => {
-                    failures.add(&e);
-                    break;
-                }
-            };
-            // For deletion, another object of the same name is as good as none.
-            let same = |o: &Value| uid.is_empty() || o["metadata"]["uid"] == uid.as_str();
-            let object = object.filter(|o| args.wanted != Wanted::Delete || same(o));
-            if is_met(&args.wanted, object.as_ref()) {
-                let word = if args.wanted == Wanted::Delete { "deleted" } else { "condition met" };
-                output::print(&format!("{id} {word}\n"))?;
-                break;
+    let late = until::until(&session, awaited, "", Some(deadline), |a, now| {
+        let met = match look(&args.wanted, a, now) {
+            Ok(met) => met,
+            // As kubectl: the others are waited for all the same.
+            Err(e) => {
+                failures.add(&e);
+                return Ok(true);
             }
-            if Instant::now() >= deadline {
-                failures.add(&CliError::Timeout(format!("waiting for the condition on {id}")));
-                break;
-            }
-            tokio::time::sleep(POLL).await;
+        };
+        if met {
+            let word = if args.wanted == Wanted::Delete { "deleted" } else { "condition met" };
+            output::print(&format!("{} {word}\n", a.id()))?;
         }
+        Ok(met)
+    });
+    for a in late.await? {
+        failures.add(&CliError::Timeout(format!("waiting for the condition on {}", a.id())));
     }
     failures.end()
 }
 
-type Found = (Kind, String, String, String);
+/// Whether an object is as wanted; one that is not there is an error, unless that or its coming is wanted.
+fn look(wanted: &Wanted, a: &Awaited, now: Option<&Value>) -> Result<bool, CliError> {
+    match (wanted, now) {
+        (Wanted::Delete, now) => Ok(a.is_gone(now)),
+        (Wanted::Create, now) => Ok(is_met(wanted, now)),
+        (_, None) => Err(CliError::not_found(a.kind, &a.name)),
+        (_, now) => Ok(is_met(wanted, now)),
+    }
+}
 
 async fn objects(
     session: &Session,
     targets: &[Target],
     args: &Args,
     deadline: Instant,
-) -> Result<Vec<Found>, CliError> {
+) -> Result<Vec<Awaited>, CliError> {
+    let uid = |o: &Value| o["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let mut out = Vec::new();
     for t in targets {
         if let Some(name) = &t.name {
             let uid = match session.get(t.kind, &session.namespace, name).await {
-                Ok(o) => o["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+                Ok(o) => uid(&o),
                 Err(e) if e.is_not_found() && matches!(args.wanted, Wanted::Delete | Wanted::Create) => String::new(),
                 Err(e) => return Err(e),
             };
-            out.push((t.kind, session.namespace.clone(), name.clone(), uid));
+            out.push(Awaited::new(t.kind, &session.namespace, name, &uid));
             continue;
         }
         let query = Query {
@@ -181,21 +180,25 @@ async fn objects(
             labels: args.selector.clone(),
             ..Default::default()
         };
-        loop {
-            let (items, _) = session.list(t.kind, &query).await?;
-            out.extend(items.iter().map(|o| {
-                let (ns, name) = identity(o);
-                (t.kind, ns.to_owned(), name.to_owned(), o["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
-            }));
-            match (items.is_empty(), &args.wanted) {
-                (false, _) | (true, Wanted::Delete) => break,
-                (true, Wanted::Create) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
-                (true, Wanted::Create) => {
-                    return Err(CliError::Timeout(format!("waiting for {} to be created", t.kind.plural())));
-                }
-                (true, _) => return Err(CliError::Local("no matching resources found".into())),
+        if args.wanted == Wanted::Create {
+            let one = until::follow(session, t.kind, &query, Some(deadline), |seen| {
+                Ok(match seen {
+                    Seen::All(items) => !items.is_empty(),
+                    Seen::Change(c) => c.event != EventType::Deleted,
+                })
+            });
+            if !one.await? {
+                return Err(CliError::Timeout(format!("waiting for {} to be created", t.kind.plural())));
             }
         }
+        let (items, _) = session.list(t.kind, &query).await?;
+        if items.is_empty() && args.wanted != Wanted::Delete {
+            return Err(CliError::Local("no matching resources found".into()));
+        }
+        out.extend(items.iter().map(|o| {
+            let (ns, name) = identity(o);
+            Awaited::new(t.kind, ns, name, &uid(o))
+        }));
     }
     Ok(out)
 }
@@ -233,5 +236,17 @@ mod tests {
         let mut stale = o.clone();
         stale["status"]["observedGeneration"] = json!(1);
         assert!(!is_met(&parse("condition=Ready").unwrap(), Some(&stale)));
+    }
+
+    #[test]
+    fn what_is_not_there() {
+        let awaited = Awaited::new(trellis_model::Kind::Pod, "default", "p", "1");
+        let of = |uid: &str| json!({"metadata": {"uid": uid}});
+        let see = |w: &str, now: Option<&Value>| look(&parse(w).unwrap(), &awaited, now).map_err(|e| e.exit_code());
+        assert_eq!(see("condition=Ready", None), Err(3));
+        assert_eq!(see("jsonpath={.a}", None), Err(3));
+        assert_eq!((see("create", None), see("create", Some(&of("1")))), (Ok(false), Ok(true)));
+        assert_eq!((see("delete", None), see("delete", Some(&of("1")))), (Ok(true), Ok(false)));
+        assert_eq!(see("delete", Some(&of("2"))), Ok(true), "another object of the same name is as good as none");
     }
 }

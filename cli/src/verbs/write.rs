@@ -5,7 +5,7 @@ use trellis_model::Kind;
 
 use super::DryRun;
 use crate::error::CliError;
-use crate::manifest::{Source, Validate};
+use crate::manifest::{Manifest, Source, Validate};
 use crate::output::{self, Format};
 
 /// Arguments of verbs that write manifests.
@@ -22,6 +22,14 @@ pub struct WriteArgs {
     /// Print the objects instead of what was done
     #[arg(short, long, value_enum)]
     pub output: Option<Format>,
+}
+
+/// Whether the rest need not be tried: nobody answers, and each of them would wait as long to hear it.
+pub fn hopeless(e: &CliError, rest: &[Manifest]) -> bool {
+    if e.is_unreachable() && !rest.is_empty() {
+        eprintln!("error: the other {} objects were not tried", rest.len());
+    }
+    e.is_unreachable()
 }
 
 /// Tells of each object as it is written, or shows all of them at the end.
@@ -57,6 +65,21 @@ impl<'a> Teller<'a> {
                 output::print(&output::whole(format, self.whole, single))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn the_rest_is_given_up_only_when_nobody_answers() {
+        for (status, want) in
+            [(Status::unavailable("x"), true), (Status::not_found("x"), false), (Status::aborted("x"), false)]
+        {
+            assert_eq!(hopeless(&status.clone().into(), &[]), want, "{status}");
         }
     }
 }

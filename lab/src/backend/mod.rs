@@ -14,6 +14,7 @@ pub use vagrant::Vagrant;
 
 use crate::{
     Result,
+    cluster::contexts,
     http::Response,
     node::control::{DaemonSpec, DaemonState},
     topology::Topology,
@@ -127,6 +128,11 @@ pub trait Backend: Send + Sync {
 
     /// Where this machine sees a daemon's log.
     fn log(&self, node: &str, daemon: &str) -> PathBuf;
+
+    /// The context of `trellis` for this cluster.
+    fn context(&self) -> String {
+        contexts::name_of(&self.topology().name)
+    }
 
     /// A node that starts has its daemons started by itself, as an installation does.
     fn daemons_start_themselves(&self) -> bool {

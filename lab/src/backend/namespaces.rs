@@ -105,7 +105,8 @@ impl Namespaces {
     fn plug(&self, node: &str) -> Result<Plug> {
         let spec = self.topology.node(node)?;
         let prefix = self.topology.subnet.prefix();
-        Ok(Plug { index: self.topology.index(node)?, address: spec.address, prefix })
+        let index = self.topology.index(node)?;
+        Ok(Plug { index, address: spec.address, prefix, group: self.wires()?.group_of(index) })
     }
 
     fn spec(&self, node: &str) -> Result<NodeSpec> {

@@ -23,6 +23,8 @@ impl Namespaces {
     pub(super) fn split(&self, groups: &[Vec<String>]) -> Result<()> {
         let groups = groups.iter().map(|g| self.indices(g)).collect::<Result<Vec<_>>>()?;
         self.rejoin()?;
+        // Remembered first: a node that starts meanwhile comes to its own side.
+        self.change(|wires| wires.groups = groups.iter().map(|g| g.iter().copied().collect()).collect())?;
         self.underlay()?.partition(groups)
     }
 
@@ -57,14 +59,15 @@ impl Namespaces {
     /// Ends what an earlier partition did: everybody on one switch, nothing cut. Loss and delay
     /// stay.
     fn rejoin(&self) -> Result<()> {
+        // First: a node that starts meanwhile is plugged in as the file says.
+        self.change(Wires::rejoin)?;
         let mut on = Vec::new();
         for node in &self.topology().nodes {
             if self.init(&node.name)?.is_some() {
                 on.push(self.topology().index(&node.name)?);
             }
         }
-        self.underlay()?.heal(on)?;
-        self.change(|wires| wires.one_way.clear())
+        self.underlay()?.heal(on)
     }
 
     pub(super) fn mend_all(&self) -> Result<()> {

@@ -25,6 +25,8 @@ use crate::{
     Error, Result,
     backend::{Backend, Namespaces},
     cluster::{Api, up},
+    layout::Layout,
+    programs::Programs,
     progress::Progress,
     topology::{Options, Topology},
 };
@@ -73,12 +75,14 @@ const GROUPS: &[Group] = &[
 ];
 
 /// Makes a lab of its own, measures, prints, writes the JSON, takes the lab down.
-pub fn run(exe: PathBuf, bin_dir: PathBuf, request: &Request) -> Result<()> {
+pub fn run(exe: PathBuf, programs: &Programs, request: &Request) -> Result<()> {
     let given =
         Options { name: Some(request.name.clone()), control_planes: Some(3), workers: Some(2), ..Options::default() };
+    let bin_dir = programs.bin_dir(&Layout::of(&request.name));
     let lab = Namespaces::new(Topology::load(None, &given)?, bin_dir, exe.clone())?;
     let progress = Progress::new();
     lab.create()?;
+    programs.gather(lab.bin_dir())?;
     let mut report = Report::default();
     let measured = up::bring_up(&lab, lab.layout(), &progress).and_then(|()| {
         report.add(Figure::limit(

@@ -96,7 +96,7 @@ impl Reference {
         let addresses = [node_address(subnet, 0), node_address(subnet, 1)];
         for side in 0..2 {
             let index = FIRST_HOST as usize + side;
-            let plug = Plug { index, address: addresses[side], prefix: subnet.prefix() };
+            let plug = Plug { index, address: addresses[side], prefix: subnet.prefix(), group: None };
             underlay.plug(nodes[side].tid, plug)?;
             connect_pod(&nodes[side], &pods[side], side)?;
             route(&nodes[side], 1 - side, addresses[1 - side])?;

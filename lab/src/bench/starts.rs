@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{Error, Result, backend::Backend, cluster::api::key, workload};
 
-/// Pods started one after another, so that p99 is more than the slowest of a few.
-const SINGLES: usize = 60;
+/// Pods started one after another: so many that p99 is not the slowest one.
+const SINGLES: usize = 110;
 /// Pods started at once …
 const AT_ONCE: usize = 30;
 /// … this often.
@@ -96,17 +96,17 @@ fn tell(bench: &mut Bench<'_>, singles: &[Start], rounds: Vec<f64>) {
         of(0.5, |s| s.answered)
     ));
     let peer = "kubelet with containerd, recorded";
-    let share = |share| vec![of(share, |s| s.answered)];
+    let answered = || singles.iter().map(|s| s.answered).collect::<Vec<_>>();
     let report = &mut *bench.report;
     report.add(Figure::beside(
         "Pod create to first answer, p50",
         "ms",
-        share(0.5),
+        answered(),
         peer,
         vec![480.0],
         Aim::AtMost(100.0),
     ));
-    report.add(Figure::limit("Pod create to first answer, p99", "ms", share(0.99), Aim::AtMost(400.0)));
+    report.add(Figure::limit("Pod create to first answer, p99", "ms", answered(), Aim::AtMost(400.0)).at(0.99));
     report.add(Figure::beside("30 Pods at once, all Running", "s", rounds, peer, vec![4.0], Aim::AtMost(1.0)));
 }
 

@@ -30,11 +30,11 @@ pub fn read(path: &Path) -> Result<ClusterContext> {
     }
 }
 
-/// Puts the lab's context into a file and makes it the current one.
-pub fn add(path: &Path, lab: &str, context: ClusterContext) -> Result<()> {
+/// Puts a context into a file and makes it the current one.
+pub fn add(path: &Path, name: &str, context: ClusterContext) -> Result<()> {
     let mut contexts = Contexts::load(path).map_err(bad(path))?;
-    contexts.current = name_of(lab);
-    contexts.contexts.insert(name_of(lab), context);
+    contexts.current = name.to_owned();
+    contexts.contexts.insert(name.to_owned(), context);
     contexts.store(path).map_err(bad(path))?;
     give_to_caller(path)
 }

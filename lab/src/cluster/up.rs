@@ -42,8 +42,8 @@ pub fn bring_up(backend: &dyn Backend, layout: &Layout, progress: &Progress) -> 
     init(backend, first)?;
     start_daemons(backend, first)?;
     let context = take_context(backend, layout)?;
-    contexts::add(&layout.contexts(), &layout.name, context.clone())?;
-    contexts::add(&contexts::users_file(), &layout.name, context)?;
+    contexts::add(&layout.contexts(), &backend.context(), context.clone())?;
+    contexts::add(&contexts::users_file(), &backend.context(), context)?;
     progress.done(&format!("cluster initialised on {}", first.name));
 
     progress.now("the first member's API");

@@ -13,15 +13,16 @@ use std::{
 };
 
 use serde_json::Value;
-use trellis_proto::patience::stretched;
+use trellis_proto::{node_config::Role, patience::stretched};
 
 use self::timeline::{Event, Watchers};
 use crate::{
     Error, Result,
     backend::{Backend, Power},
-    cluster::{Api, api::condition, contexts, up},
+    cluster::{Api, api::condition, up},
     layout::Layout,
     progress::Progress,
+    topology::{Node, Topology},
     wait,
     workload::web,
 };
@@ -53,6 +54,9 @@ struct Stage<'a> {
 
 /// Runs it; the cluster stays up. With `kill` false all nodes stay alive.
 pub fn run(backend: &dyn Backend, layout: &Layout, bin_dir: &Path, kill: bool) -> Result<()> {
+    if kill {
+        spare_nodes(backend.topology())?;
+    }
     let stage = Stage { backend, layout, bin_dir, api: Api::open(&layout.contexts())? };
     stage.make_whole()?;
     stage.deploy()?;
@@ -155,11 +159,14 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// A node that carries a Pod: a worker if one does, so that the first lesson is about Pods
-    /// and not about Raft.
+    /// A node that carries a Pod and can be lost.
     fn choose_victim(&self, pods: &[Pod]) -> Result<String> {
-        let workers = pods.iter().find(|p| self.backend.topology().node(&p.node).is_ok_and(|n| !n.is_control_plane()));
-        workers.or(pods.first()).map(|p| p.node.clone()).ok_or_else(|| Error::Topology("no Pod runs".to_owned()))
+        let spare = spare_nodes(self.backend.topology())?;
+        let carries = |node: &&&Node| pods.iter().any(|p| p.node == node.name);
+        spare.iter().find(carries).map(|n| n.name.clone()).ok_or_else(|| Error::Lacking {
+            what: "no Pod of the demonstration runs on a node that the cluster can lose".to_owned(),
+            how: "`demo --no-kill` leaves all nodes alive; a lab with more --workers can lose one".to_owned(),
+        })
     }
 
     fn kill_one(&self, before: &[Pod]) -> Result<String> {
@@ -201,7 +208,7 @@ impl Stage<'_> {
     fn say_what_to_try(&self, victim: Option<&str>) {
         let name = &self.backend.topology().name;
         let command = self.backend.command();
-        println!("\nThe cluster stays up (context {}). Try:", contexts::name_of(name));
+        println!("\nThe cluster stays up (context {}). Try:", self.backend.context());
         let found =
             std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("trellis").exists()));
         if !found {
@@ -220,6 +227,29 @@ impl Stage<'_> {
     }
 }
 
+/// The nodes of which the cluster can lose one: another is left to run Pods, and a majority of the members. Workers first,
+/// so that the first lesson is about Pods and not about Raft.
+fn spare_nodes(topology: &Topology) -> Result<Vec<&Node>> {
+    let members = topology.control_planes().count();
+    let can_lose_a_member = members > members / 2 + 1;
+    let workers = topology.nodes.iter().filter(|n| !n.is_control_plane());
+    let others = |n: &&Node| topology.nodes.iter().any(|o| o.name != n.name && o.roles.contains(&Role::Worker));
+    let members_too = topology.control_planes().filter(|_| can_lose_a_member);
+    let spare: Vec<&Node> = workers.chain(members_too).filter(others).collect();
+    if spare.is_empty() {
+        return Err(Error::Lacking {
+            what: format!(
+                "lab {} can lose none of its {} nodes: a majority of its {members} control-plane nodes must stay, \
+                 and a node for Pods",
+                topology.name,
+                topology.nodes.len()
+            ),
+            how: "`demo --no-kill` leaves all nodes alive; `up --workers 2` makes nodes to lose".to_owned(),
+        });
+    }
+    Ok(spare)
+}
+
 impl Pod {
     fn of(object: &Value) -> Option<Self> {
         Some(Self {
@@ -234,4 +264,27 @@ impl Pod {
 /// Ready, and not on its way out.
 fn is_serving(pod: &Value) -> bool {
     condition(pod, "Ready") == Some("True") && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_what_the_cluster_can_lose_is_killed() {
+        for (control_planes, workers, want) in [
+            (1, 0, None),
+            (1, 2, Some(vec!["n2", "n3"])),
+            (3, 0, Some(vec!["n1", "n2", "n3"])),
+            (3, 1, Some(vec!["n4", "n1", "n2", "n3"])),
+        ] {
+            let topology = Topology::simple("t", control_planes, workers).unwrap();
+            let spare = spare_nodes(&topology).ok();
+            let names = spare.map(|nodes| nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>());
+            assert_eq!(names, want, "{control_planes} and {workers}");
+        }
+        let told = spare_nodes(&Topology::simple("t", 1, 0).unwrap()).unwrap_err().to_string();
+        assert!(told.contains("--no-kill"), "{told}");
+    }
 }

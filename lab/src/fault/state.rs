@@ -15,11 +15,12 @@ use crate::{Error, Result};
 /// A share of packets, in hundredths of a percent: what `loss` takes has two decimals at most.
 pub const WHOLE: u32 = 10_000;
 
-/// Everything that is wrong with the wires, partitions into groups apart. Nodes are named by
-/// their index in the topology.
+/// Everything that is wrong with the wires. Nodes are named by their index in the topology.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wires {
+    /// Nodes that reach only those of their own group; those in none reach each other.
+    pub groups: Vec<BTreeSet<usize>>,
     /// Packets from the first to the second are dropped.
     pub one_way: BTreeSet<(usize, usize)>,
     /// Share of packets lost, from and to the node each.
@@ -66,6 +67,18 @@ impl Wires {
         let json = serde_json::to_vec(self).map_err(|e| Error::Format { what: shown.clone(), why: e.to_string() })?;
         let new = path.with_extension("new");
         fs::write(&new, json).and_then(|()| fs::rename(&new, path)).map_err(Error::io(shown))
+    }
+
+    /// Ends an earlier partition, whichever way it was made.
+    pub fn rejoin(&mut self) {
+        self.groups.clear();
+        self.one_way.clear();
+    }
+
+    /// The group of a node; none for those left in the middle.
+    #[must_use]
+    pub fn group_of(&self, node: usize) -> Option<usize> {
+        self.groups.iter().position(|g| g.contains(&node))
     }
 
     /// From every node of the first group to every node of the second.
@@ -165,11 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_is_remembered_until_it_is_healed() {
+        let mut wires = Wires { groups: vec![BTreeSet::from([0, 1]), BTreeSet::from([3])], ..Wires::default() };
+        wires.lose(3, 1000);
+        assert_eq!([0, 1, 2, 3].map(|n| wires.group_of(n)), [Some(0), Some(0), None, Some(1)]);
+        wires.cut(&[0], &[1]);
+        wires.rejoin();
+        assert_eq!((wires.group_of(0), wires.one_way.len(), wires.loss.len()), (None, 0, 1), "loss stays");
+    }
+
+    #[test]
     fn what_is_stored_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("wires.json");
         assert_eq!(Wires::load(&path).unwrap(), Wires::default());
-        let mut wires = Wires::default();
+        let mut wires = Wires { groups: vec![BTreeSet::from([0]), BTreeSet::from([1, 2])], ..Wires::default() };
         wires.cut(&[0], &[1]);
         wires.delay(2, Duration::from_millis(5));
         wires.store(&path).unwrap();

@@ -12,6 +12,7 @@
 use std::{fs::File, net::Ipv4Addr, os::fd::OwnedFd, time::Duration};
 
 use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::Handle;
 
 use super::{filter, netem, state::Rule};
 use crate::{
@@ -42,6 +43,8 @@ pub struct Plug {
     pub address: Ipv4Addr,
     /// Length of the subnet's prefix.
     pub prefix: u8,
+    /// Its side of a partition; none for the main one.
+    pub group: Option<usize>,
 }
 
 impl Underlay {
@@ -60,7 +63,7 @@ impl Underlay {
         })
     }
 
-    /// Plugs a node in: makes its `eth0`, addressed and up, and its port on the main bridge.
+    /// Plugs a node in: makes its `eth0`, addressed and up, and its port on its group's bridge.
     pub fn plug(self, node_pid: i32, plug: Plug) -> Result<()> {
         let path = format!("/proc/{node_pid}/ns/net");
         let node_ns: OwnedFd = File::open(&path).map_err(Error::io(path))?.into();
@@ -71,7 +74,9 @@ impl Underlay {
                 net.link().del(stale).execute().await.map_err(Error::netlink(format!("remove stale port {port}")))?;
             }
             add_veth(&net, &port, NODE_INTERFACE, &node_ns, Some(mac_of(plug.address))).await?;
-            set_controller(&net, &port, Some(MAIN_BRIDGE)).await?;
+            let bridge = plug.group.map_or_else(|| MAIN_BRIDGE.to_owned(), group_bridge);
+            ensure_bridge(&net, &bridge).await?;
+            set_controller(&net, &port, Some(&bridge)).await?;
             up_by_name(&net, &port).await
         })?;
         netns::inside_async(node_pid, move || async move {
@@ -96,10 +101,8 @@ impl Underlay {
         netns::inside_async(self.pid, move || async move {
             let net = connect()?;
             for (number, group) in groups.iter().enumerate() {
-                let bridge = format!("{GROUP_BRIDGE}{number}");
-                if index_of(&net, &bridge).await?.is_none() {
-                    add_bridge(&net, &bridge).await?;
-                }
+                let bridge = group_bridge(number);
+                ensure_bridge(&net, &bridge).await?;
                 for index in group {
                     set_controller(&net, &port_name(*index), Some(&bridge)).await?;
                 }
@@ -116,7 +119,7 @@ impl Underlay {
                 set_controller(&net, &port_name(index), Some(MAIN_BRIDGE)).await?;
             }
             for number in 0.. {
-                let bridge = format!("{GROUP_BRIDGE}{number}");
+                let bridge = group_bridge(number);
                 let Some(index) = index_of(&net, &bridge).await? else { break };
                 net.link().del(index).execute().await.map_err(Error::netlink(format!("remove {bridge}")))?;
             }
@@ -152,7 +155,7 @@ impl Underlay {
                 return Ok(Some(0));
             }
             for number in 0.. {
-                match index_of(&net, &format!("{GROUP_BRIDGE}{number}")).await? {
+                match index_of(&net, &group_bridge(number)).await? {
                     Some(found) if found == controller => return Ok(Some(number + 1)),
                     Some(_) => {}
                     None => break,
@@ -160,6 +163,18 @@ impl Underlay {
             }
             Ok(None)
         })
+    }
+}
+
+/// The switch of a partition's group.
+fn group_bridge(number: usize) -> String {
+    format!("{GROUP_BRIDGE}{number}")
+}
+
+async fn ensure_bridge(net: &Handle, name: &str) -> Result<()> {
+    match index_of(net, name).await? {
+        Some(_) => Ok(()),
+        None => add_bridge(net, name).await,
     }
 }
 

@@ -31,14 +31,15 @@ pub fn main(all: &[Scenario]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // Flags are libtest's and mean nothing here.
-    let words: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let words = words(&args);
     let chosen: Vec<&Scenario> =
-        all.iter().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w.as_str()))).collect();
+        all.iter().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w))).collect();
     println!("\nrunning {} tests", chosen.len());
     if chosen.is_empty() {
-        summary(0, 0, all.len());
-        return ExitCode::SUCCESS;
+        // Nothing ran, so nothing was shown: a scenario that was renamed must not pass for ever.
+        eprintln!("no scenario's name contains {}; --list names them", words.join(" or "));
+        summary(0, 1, all.len());
+        return ExitCode::FAILURE;
     }
     let begin = Instant::now();
     let mut cluster = match Cluster::up() {
@@ -82,6 +83,22 @@ pub fn main(all: &[Scenario]) -> ExitCode {
     eprintln!("all scenarios took {:.1} s", begin.elapsed().as_secs_f64());
     summary(passed, failed, all.len() - chosen.len());
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The words that names are looked for. Flags are libtest's and mean nothing here, nor do their values.
+fn words(args: &[String]) -> Vec<&str> {
+    const WITH_VALUE: [&str; 7] =
+        ["--test-threads", "--format", "--color", "--logfile", "--skip", "--shuffle-seed", "-Z"];
+    let mut found = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        if WITH_VALUE.contains(&arg.as_str()) {
+            args.next();
+        } else if !arg.starts_with('-') {
+            found.push(arg.as_str());
+        }
+    }
+    found
 }
 
 fn summary(passed: usize, failed: usize, filtered: usize) {

@@ -31,6 +31,8 @@ use crate::{
 const BOOT_LIMIT: Duration = Duration::from_secs(900);
 /// The folder's settings for ssh, below `.vagrant`.
 const SSH_CONFIG: &str = "trellis-ssh-config";
+/// The folder of contexts and archives, below `.vagrant`.
+const STATE: &str = "trellis-lab";
 /// nftables table that a partition consists of.
 const PARTITION: &str = "trellis_lab_partition";
 /// As on the VMs' private network by default; VirtualBox allows no other without a word to it.
@@ -56,9 +58,9 @@ impl Vagrant {
             });
         }
         let topology = topology(|name| std::env::var(format!("TRELLIS_{name}")).ok())?;
-        let layout = Layout::of(&topology.name);
-        fs::create_dir_all(&layout.root).map_err(Error::io(layout.root.display().to_string()))?;
         let state = std::env::var_os("VAGRANT_DOTFILE_PATH").map_or_else(|| folder.join(".vagrant"), PathBuf::from);
+        let layout = layout(&topology.name, &state, std::env::var_os("TRELLIS_LAB_DIR").is_some());
+        fs::create_dir_all(&layout.root).map_err(Error::io(layout.root.display().to_string()))?;
         Ok(Self { topology, folder: folder.to_owned(), state, layout })
     }
 
@@ -90,7 +92,7 @@ impl Vagrant {
         let mut context = crate::cluster::contexts::read(&path)?;
         context.endpoints = self.topology.control_planes().map(|n| self.api_endpoint(&n.name)).collect();
         let _ = fs::remove_file(&path);
-        crate::cluster::contexts::add(&self.layout.contexts(), &self.layout.name, context)
+        crate::cluster::contexts::add(&self.layout.contexts(), &self.context(), context)
     }
 
     /// Provider and id; none when the machine was never made, or destroyed.
@@ -189,6 +191,15 @@ impl Vagrant {
     }
 }
 
+/// Beside what Vagrant keeps of the VMs, whose owner need not be root; unless the environment names a place for
+/// labs.
+fn layout(name: &str, state: &Path, labs_are_named: bool) -> Layout {
+    if labs_are_named {
+        return Layout::of(name);
+    }
+    Layout { root: state.join(STATE).join(name), name: name.to_owned() }
+}
+
 fn topology(var: impl Fn(&str) -> Option<String>) -> Result<Topology> {
     let number = |name: &str| -> Result<Option<usize>> {
         let parse = |v: String| v.parse().map_err(|_| Error::Topology(format!("TRELLIS_{name}={v}: not a number")));
@@ -198,9 +209,11 @@ fn topology(var: impl Fn(&str) -> Option<String>) -> Result<Topology> {
     let file = var("TOPOLOGY").map(PathBuf::from);
     let options = Options {
         name: Some(name),
-        control_planes: number("CONTROL_PLANES")?.or(file.is_none().then_some(3)),
-        workers: number("WORKERS")?.or(file.is_none().then_some(3)),
+        // As in the Vagrantfile, the file goes before the environment.
+        usual_control_planes: Some(number("CONTROL_PLANES")?.unwrap_or(3)),
+        usual_workers: Some(number("WORKERS")?.unwrap_or(3)),
         subnet: Some(var("SUBNET").unwrap_or_else(|| SUBNET.to_owned())),
+        ..Options::default()
     };
     Topology::load(file.as_deref(), &options)
 }
@@ -383,6 +396,11 @@ impl Backend for Vagrant {
 
     fn daemons_start_themselves(&self) -> bool {
         true
+    }
+
+    /// The one that the Vagrantfile puts into the user's file.
+    fn context(&self) -> String {
+        self.topology.name.clone()
     }
 
     fn membership_socket(&self, _: &str) -> Option<PathBuf> {

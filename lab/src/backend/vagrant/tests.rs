@@ -18,6 +18,38 @@ fn the_environment_describes_the_same_vms_as_the_vagrantfile() {
 }
 
 #[test]
+fn a_topology_file_goes_before_the_environment_as_in_the_vagrantfile() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.yaml");
+    let of = |text: &str, environment: &[(&str, &str)]| {
+        fs::write(&path, text).unwrap();
+        let found = topology(|name| match name {
+            "TOPOLOGY" => Some(path.display().to_string()),
+            name => environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()),
+        });
+        let found = found.unwrap();
+        (found.control_planes().count(), found.nodes.len(), found.nodes[0].address.to_string())
+    };
+    let environment = [("CONTROL_PLANES", "3"), ("WORKERS", "1"), ("SUBNET", "10.9.8.0/24")];
+    let (ours, file) = ("192.168.56.11".to_owned(), "10.1.2.11".to_owned());
+    assert_eq!(of("{}", &[]), (3, 6, ours.clone()), "the Vagrantfile's own numbers");
+    assert_eq!(of("control_planes: 1", &[]), (1, 4, ours));
+    assert_eq!(of("{}", &environment), (3, 4, "10.9.8.11".to_owned()));
+    assert_eq!(of("{control_planes: 1, workers: 0, subnet: 10.1.2.0/24}", &environment), (1, 1, file));
+}
+
+#[test]
+fn what_is_kept_of_the_vms_lies_with_what_vagrant_keeps_and_is_their_owners() {
+    let state = Path::new("/home/me/trellis/.vagrant");
+    let kept = layout("vagrant", state, false);
+    assert_eq!(kept.root, state.join("trellis-lab/vagrant"));
+    assert_eq!(layout("vagrant", state, true).root, Layout::of("vagrant").root);
+    let topology = topology(|name| (name == "CONTEXT").then(|| "vms".to_owned())).unwrap();
+    let lab = Vagrant { topology, folder: "/".into(), state: state.to_owned(), layout: kept };
+    assert_eq!(lab.context(), "vms", "as the Vagrantfile names it");
+}
+
+#[test]
 fn settings_of_ssh_are_learnt_again_for_a_vm_that_was_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let topology = topology(|_| None).unwrap();
