@@ -138,6 +138,31 @@ pub fn probes(cluster: &mut Cluster) -> Outcome {
     Outcome::Passed
 }
 
+/// As in Kubernetes' own example: the containers see and may trace each other. Process 1 there is nobody's, not
+/// the shim, whose root is the node's.
+pub fn shared_processes(cluster: &mut Cluster) -> Outcome {
+    cluster.import_web_image();
+    let tracer = json!({"runAsUser": 0, "capabilities": {"add": ["SYS_PTRACE"]}});
+    let mut shared = pod("shared", json!({"command": ["sleep", "4251"], "securityContext": tracer}));
+    shared["spec"]["shareProcessNamespace"] = json!(true);
+    let other = json!({"name": "other", "image": web::IMAGE, "command": ["sleep", "4252"], "securityContext": {"runAsUser": 0}});
+    shared["spec"]["containers"].as_array_mut().unwrap().push(other);
+    cluster.apply("shared.json", &shared.to_string());
+    cluster.wait_ready("default", "app=shared", 1);
+    let run = |script: &str| cluster.trellis(&["exec", "shared", "-c", "c", "--", "sh", "-c", script]);
+    let seen = run("ps; cat /proc/1/comm").ok();
+    assert!(seen.contains("sleep 4251") && seen.contains("sleep 4252"), "{seen}");
+    assert!(seen.contains("trellis-pause") && !seen.contains("shim"), "{seen}");
+    // What tracing is good for: the other container's files, of its process…
+    let own = run("for p in /proc/[0-9]*; do grep -q 4252 $p/cmdline && ls $p/root/bin/busybox; done").stdout;
+    assert!(own.contains("/root/bin/busybox"), "{own}");
+    // … and behind the first process lies nothing.
+    let first = run("ls /proc/1/root/ /proc/1/fd/ 2>&1").stdout;
+    assert!(!["etc", "usr", "var", "socket"].iter().any(|n| first.lines().any(|l| l.contains(n))), "{first}");
+    cluster.trellis(&["delete", "pod", "shared"]).ok();
+    Outcome::Passed
+}
+
 pub fn host_network(cluster: &mut Cluster) -> Outcome {
     cluster.import_web_image();
     let mut host = pod(

@@ -33,6 +33,10 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_terminal_reaches_a_node_of_the_lab", body: terminal::lab_shell },
     Scenario { name: "what_does_not_run_says_why", body: containers::reasons },
     Scenario { name: "probes_start_serve_and_restart", body: containers::probes },
+    Scenario {
+        name: "containers_that_share_processes_see_each_other_and_no_way_out",
+        body: containers::shared_processes,
+    },
     Scenario { name: "a_pod_on_the_nodes_network_has_its_address", body: containers::host_network },
     Scenario { name: "rollouts_scale_and_conditions_are_as_in_kubernetes", body: workloads::rollouts },
     Scenario { name: "config_maps_secrets_and_volumes_reach_containers", body: workloads::volumes },
