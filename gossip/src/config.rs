@@ -18,6 +18,14 @@ pub struct Config {
     pub suspicion: Duration,
     /// How long dead members are remembered (and invited back).
     pub remember_dead: Duration,
+    /// A timer of our own that is later than this costs a point of health. 100 ms: more than a
+    /// probe's round trip allowance is gone.
+    pub late: Duration,
+    /// One that is later than this means that we were stopped, or starved for whole probe periods:
+    /// everything that was underway is worthless, and we doubt ourselves.
+    pub pause: Duration,
+    /// Longest doubt with punctual timers: by then the others are really gone.
+    pub max_doubt: Duration,
 }
 
 impl Default for Config {
@@ -27,11 +35,29 @@ impl Default for Config {
             probe_rtt: Duration::from_millis(80),
             suspicion: Duration::from_millis(750),
             remember_dead: Duration::from_secs(24 * 3600),
+            late: Duration::from_millis(100),
+            pause: Duration::from_millis(400),
+            max_doubt: Duration::from_secs(10),
         }
     }
 }
 
 impl Config {
+    /// For machines that answer `factor` times as slowly: everything that is borne lasts as much
+    /// longer. How long the dead are remembered is no matter of speed.
+    #[must_use]
+    pub fn stretched(&self, factor: u32) -> Self {
+        Self {
+            probe_period: self.probe_period.saturating_mul(factor),
+            probe_rtt: self.probe_rtt.saturating_mul(factor),
+            suspicion: self.suspicion.saturating_mul(factor),
+            remember_dead: self.remember_dead,
+            late: self.late.saturating_mul(factor),
+            pause: self.pause.saturating_mul(factor),
+            max_doubt: self.max_doubt.saturating_mul(factor),
+        }
+    }
+
     pub(crate) fn foca(&self) -> foca::Config {
         let one = NonZeroUsize::MIN;
         foca::Config {

@@ -4,9 +4,9 @@
 //! witness:
 //!
 //! ```text
-//!            timer ≥ PAUSE late                       acks to FRESH_ACKS new probes
+//!            timer ≥ `pause` late                     acks to FRESH_ACKS new probes
 //!  sound ───────────────────────────► doubting ──────────────────────────────────► sound
-//!    │ ▲                                  │            or MAX_DOUBT without lateness
+//!    │ ▲                                  │            or `max_doubt` without lateness
 //!    │ └── acknowledged probe: score - 1 ─┘
 //!    └──── timer late, or nobody at all heard during a failed probe: score + 1
 //! ```
@@ -17,17 +17,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A timer later than this costs a point: half a probe's round trip allowance is gone.
-pub(crate) const LATE: Duration = Duration::from_millis(100);
-/// A timer later than this means we were stopped or starved for longer than whole probe periods:
-/// everything that was underway is worthless.
-pub(crate) const PAUSE: Duration = Duration::from_millis(400);
+use crate::config::Config;
+
 /// The most points; Lifeguard's saturation S. Suspicion then takes 1 + 8 times as long.
 const MAX_SCORE: u32 = 8;
 /// Members that must answer a fresh probe before an observer trusts itself again.
 const FRESH_ACKS: usize = 2;
-/// Longest doubt with punctual timers: by then the others are really gone.
-const MAX_DOUBT: Duration = Duration::from_secs(10);
 /// Failed probes in a row, with nothing heard from anybody, before it is rather us. One can be
 /// the only other member that died.
 const SILENT_FAILURES: u32 = 2;
@@ -35,6 +30,9 @@ const SILENT_FAILURES: u32 = 2;
 /// The observer's opinion of itself.
 #[derive(Debug)]
 pub(crate) struct Health {
+    late: Duration,
+    pause: Duration,
+    max_doubt: Duration,
     score: u32,
     silent_failures: u32,
     doubting: Option<Doubt>,
@@ -47,8 +45,14 @@ struct Doubt {
 }
 
 impl Health {
-    pub fn new() -> Self {
-        Self { score: 0, silent_failures: 0, doubting: None }
+    pub fn new(config: &Config) -> Self {
+        let Config { late, pause, max_doubt, .. } = *config;
+        Self { late, pause, max_doubt, score: 0, silent_failures: 0, doubting: None }
+    }
+
+    /// Does a timer that is this late say anything about us?
+    pub fn is_late(&self, late: Duration) -> bool {
+        late >= self.late
     }
 
     /// Are verdicts to be believed?
@@ -63,11 +67,11 @@ impl Health {
 
     /// A timer fired `late`. True: doubt begins (again).
     pub fn on_lateness(&mut self, late: Duration, now: Duration) -> bool {
-        if late < LATE {
+        if !self.is_late(late) {
             return false;
         }
         self.score = (self.score + 1).min(MAX_SCORE);
-        if late < PAUSE {
+        if late < self.pause {
             return false;
         }
         self.doubting = Some(Doubt { since: now, answered: BTreeSet::new() });
@@ -104,7 +108,7 @@ impl Health {
     /// Time passes; ends a doubt that nobody is left to end.
     pub fn on_tick(&mut self, now: Duration) {
         if let Some(doubt) = &self.doubting
-            && now.saturating_sub(doubt.since) >= MAX_DOUBT
+            && now.saturating_sub(doubt.since) >= self.max_doubt
         {
             self.doubting = None;
         }
@@ -126,7 +130,7 @@ mod tests {
 
     #[test]
     fn lateness_costs_points_and_a_pause_brings_doubt() {
-        let mut health = Health::new();
+        let mut health = Health::new(&Config::default());
         assert!(!health.on_lateness(at(20), at(0)));
         assert_eq!(health.multiplier(), 1);
         assert!(!health.on_lateness(at(150), at(0)));
@@ -136,8 +140,21 @@ mod tests {
     }
 
     #[test]
+    fn patience_stretches_what_counts_as_late_and_how_long_doubt_lasts() {
+        let usual = Config::default();
+        let mut health = Health::new(&usual.stretched(4));
+        assert!(!health.on_lateness(usual.pause - at(1), at(0)), "a pause there is none here");
+        assert_eq!((health.multiplier(), health.is_sound()), (1, true));
+        assert!(health.on_lateness(usual.pause * 4, at(0)));
+        health.on_tick(usual.max_doubt * 4 - at(1));
+        assert!(!health.is_sound());
+        health.on_tick(usual.max_doubt * 4);
+        assert!(health.is_sound());
+    }
+
+    #[test]
     fn only_fresh_acks_of_several_members_end_doubt() {
-        let mut health = Health::new();
+        let mut health = Health::new(&Config::default());
         health.on_lateness(at(5000), at(1000));
         health.on_ack(member(1), at(999), 4);
         health.on_ack(member(2), at(998), 4);
@@ -151,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_lone_peer_suffices_and_a_lone_survivor_comes_to_terms() {
-        let mut health = Health::new();
+        let mut health = Health::new(&Config::default());
         health.on_lateness(at(5000), at(1000));
         health.on_ack(member(1), at(1001), 1);
         assert!(health.is_sound());
@@ -164,7 +181,7 @@ mod tests {
 
     #[test]
     fn silence_of_everybody_is_held_against_oneself() {
-        let mut health = Health::new();
+        let mut health = Health::new(&Config::default());
         for _ in 0..20 {
             health.on_probe_failed(true, 4);
         }

@@ -92,7 +92,7 @@ impl Gossip {
         let mut gossip = Self {
             swim: Foca::new(identity, config.foca(), swim_rng, PostcardCodec),
             seal,
-            health: Health::new(),
+            health: Health::new(&config),
             config,
             rng,
             timers: BTreeMap::new(),
@@ -233,7 +233,7 @@ impl Gossip {
     /// Moves the protocol clock back by our own lateness, and draws the conclusions.
     fn judge_clock(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let late = now.saturating_sub(self.next_deadline());
-        if late < crate::health::LATE {
+        if !self.health.is_late(late) {
             return;
         }
         self.behind += late;

@@ -36,7 +36,8 @@ pub struct View {
 impl View {
     /// The node called `name`, if known.
     pub fn member(&self, name: &str) -> Option<&MemberView> {
-        self.members.iter().find(|member| member.identity.name == name)
+        let at = self.members.binary_search_by(|member| member.identity.name.as_str().cmp(name)).ok()?;
+        self.members.get(at)
     }
 
     /// One member a name: a node whose address changed leaves its old identity behind, so the

@@ -104,11 +104,6 @@ impl Quantity {
         self.nano % NANO == 0
     }
 
-    /// Whether it is a whole number of thousandths.
-    pub fn is_whole_milli(self) -> bool {
-        self.nano % (NANO / 1000) == 0
-    }
-
     /// The difference, in the format of `self`.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {

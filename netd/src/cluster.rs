@@ -143,6 +143,9 @@ pub struct Cluster {
     /// Counts changes of what policies depend on.
     #[serde(skip)]
     policy_inputs: u64,
+    /// Counts changes of what is stored.
+    #[serde(skip)]
+    changes: u64,
 }
 
 /// One object of a list or watch.
@@ -179,6 +182,16 @@ impl Cluster {
         Kind::ALL.iter().map(|kind| self.revisions.get(kind).copied().unwrap_or(0)).min().unwrap_or(0)
     }
 
+    /// How far a kind has been heard; 0 when it never was.
+    pub fn heard(&self, kind: Kind) -> u64 {
+        self.revisions.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// While this stays the same, no object is new, changed or gone.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// All of a kind is known up to `revision`.
     pub fn seen(&mut self, kind: Kind, revision: u64) {
         let seen = self.revisions.entry(kind).or_default();
@@ -187,6 +200,7 @@ impl Cluster {
 
     /// A complete list of a kind replaces what was known of it.
     pub fn reset(&mut self, kind: Kind, revision: u64, objects: &[Incoming]) -> Vec<ObjectError> {
+        self.changes += 1;
         self.policy_inputs += u64::from(kind != Kind::Node);
         match kind {
             Kind::Node => self.nodes.clear(),
@@ -209,19 +223,23 @@ impl Cluster {
         match kind {
             Kind::Node => {
                 let node: Node = decode("Node", &key, &object.json)?;
-                self.nodes.insert(object.name.clone(), node_record(&node));
+                let record = node_record(&node);
+                self.changes += u64::from(self.nodes.get(&object.name) != Some(&record));
+                self.nodes.insert(object.name.clone(), record);
             }
             Kind::Namespace => {
                 let namespace: Namespace = decode("Namespace", &key, &object.json)?;
                 let labels = NamespaceView::from_namespace(&namespace).labels;
                 let changed = self.namespaces.get(&object.name) != Some(&labels);
                 self.policy_inputs += u64::from(changed);
+                self.changes += u64::from(changed);
                 self.namespaces.insert(object.name.clone(), labels);
             }
             Kind::NetworkPolicy => {
                 let policy: NetworkPolicy = decode("NetworkPolicy", &key, &object.json)?;
                 let parsed = Policy::from_k8s(&policy)?;
                 self.policy_inputs += u64::from(self.parsed.get(&key) != Some(&parsed));
+                self.changes += u64::from(self.policies.get(&key) != Some(&policy));
                 self.parsed.insert(key.clone(), parsed);
                 self.policies.insert(key, policy);
             }
@@ -241,6 +259,7 @@ impl Cluster {
     /// An object is gone; `json` is its last state.
     pub fn remove(&mut self, kind: Kind, object: &Incoming) -> Result<(), ObjectError> {
         let key = key_of(object);
+        self.changes += 1;
         match kind {
             Kind::Node => drop(self.nodes.remove(&object.name)),
             Kind::Namespace => {
@@ -268,6 +287,7 @@ impl Cluster {
         if old == new {
             return;
         }
+        self.changes += 1;
         let counts = self.local.contains_key(uid) || {
             let namespaces = self.namespaces();
             let views: Vec<PodView> = old.into_iter().chain(new).map(|record| record.view(uid, None)).collect();
@@ -289,6 +309,7 @@ impl Cluster {
                 && self.local.get(uid) != Some(record)
             {
                 self.local.insert(uid.clone(), record.clone());
+                self.changes += 1;
                 news = true;
             }
         }
@@ -310,15 +331,14 @@ impl Cluster {
         self.pods.get(uid).is_some_and(|pod| !pod.finished)
     }
 
-    /// Whose pod CIDR it is; gossip speaks for nodes that the API has not shown yet.
-    pub fn node_of(&self, cidr: Ipv4Network, view: &View) -> Option<String> {
-        let known = self.nodes.iter().find(|(_, node)| node.pod_cidrs.contains(&cidr)).map(|(name, _)| name.clone());
-        let gossiped = || view.members.iter().find(|m| m.identity.pod_cidr == Some(cidr));
-        known.or_else(|| gossiped().map(|m| m.identity.name.clone()))
+    /// Whose pod CIDR it is.
+    pub fn node_of(&self, cidr: Ipv4Network) -> Option<String> {
+        self.nodes.iter().find(|(_, node)| node.pod_cidrs.contains(&cidr)).map(|(name, _)| name.clone())
     }
 
-    /// Routes to other nodes' pod CIDRs. What the API says of a Node is the truth; gossip says
-    /// who lives, and speaks for nodes that the API has not shown yet.
+    /// Routes to other nodes' pod CIDRs, as the API says them; gossip only says who lives, and where
+    /// a Node is that has no address yet. A pod CIDR that is only gossiped gets no route: everybody
+    /// who has the gossip key could claim any network with one, the machine's own or the nodes'.
     ///
     /// While the control plane answers (`api_is_fresh`), a Node whose lease is alive keeps its
     /// route although gossip holds it for dead: its netd may be restarting, its Pods are there.
@@ -332,19 +352,6 @@ impl Cluster {
             for cidr in &node.pod_cidrs {
                 routes.insert(*cidr, if dead { Hop::Nowhere } else { Hop::Node(address) });
             }
-        }
-        for member in &view.members {
-            let identity = &member.identity;
-            if identity.name == own || self.nodes.contains_key(&identity.name) {
-                continue;
-            }
-            let (Some(cidr), Some(address)) = (identity.pod_cidr, v4(identity.address.ip())) else { continue };
-            let taken = self.nodes.values().flat_map(|node| &node.pod_cidrs).chain(routes.keys());
-            if taken.into_iter().any(|other| other.overlaps(cidr)) {
-                continue;
-            }
-            let dead = member.liveness == Liveness::Dead;
-            routes.insert(cidr, if dead { Hop::Nowhere } else { Hop::Node(address) });
         }
         routes
     }

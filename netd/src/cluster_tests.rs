@@ -79,11 +79,41 @@ fn gossip_never_contradicts_the_api() {
     assert_eq!(routes(&cluster, vec![thief], false), ["10.244.2.0/24 via 172.30.0.12"]);
     let of_us = member("n9", "10.244.1.0/24", "172.30.0.99", Liveness::Alive);
     assert_eq!(routes(&cluster, vec![of_us], false), ["10.244.2.0/24 via 172.30.0.12"]);
-    let newcomer = member("n3", "10.244.3.0/24", "172.30.0.13", Liveness::Alive);
-    assert_eq!(
-        routes(&cluster, vec![newcomer], false),
-        ["10.244.2.0/24 via 172.30.0.12", "10.244.3.0/24 via 172.30.0.13"]
-    );
+    // Who is no Node has no route, whatever network it claims and whatever it calls itself.
+    for cidr in ["10.244.3.0/24", "192.168.1.0/24", "8.8.8.8/32", "0.0.0.0/0", "172.30.0.0/25"] {
+        for name in ["n3", "zz"] {
+            let claimant = member(name, cidr, "172.30.0.13", Liveness::Alive);
+            assert_eq!(routes(&cluster, vec![claimant], false), ["10.244.2.0/24 via 172.30.0.12"], "{cidr}");
+        }
+    }
+    // The positive control: the API shows it.
+    let mut known = two_nodes();
+    known.upsert(Kind::Node, &node("n3", "10.244.3.0/24", "172.30.0.13", "True")).unwrap();
+    assert_eq!(routes(&known, vec![], false), ["10.244.2.0/24 via 172.30.0.12", "10.244.3.0/24 via 172.30.0.13"]);
+}
+
+#[test]
+fn only_what_is_new_is_stored_again() {
+    let mut cluster = two_nodes();
+    let mut before = cluster.changes();
+    let mut changes = |cluster: &Cluster| std::mem::replace(&mut before, cluster.changes()) != cluster.changes();
+    cluster.upsert(Kind::Node, &node("n2", "10.244.2.0/24", "172.30.0.12", "True")).unwrap();
+    cluster.seen(Kind::Node, 77);
+    assert!(!changes(&cluster), "a heartbeat, a bookmark");
+    cluster.upsert(Kind::Node, &node("n2", "10.244.2.0/24", "172.30.0.12", "False")).unwrap();
+    assert!(changes(&cluster));
+    cluster.remove(Kind::Node, &node("n2", "10.244.2.0/24", "172.30.0.12", "False")).unwrap();
+    assert!(changes(&cluster));
+}
+
+#[test]
+fn each_kind_is_heard_for_itself() {
+    let mut cluster = two_nodes();
+    for kind in Kind::ALL {
+        cluster.seen(kind, 5);
+    }
+    cluster.seen(Kind::Pod, 40);
+    assert_eq!((cluster.revision(), cluster.heard(Kind::Pod)), (5, 40));
 }
 
 #[test]

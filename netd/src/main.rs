@@ -17,8 +17,10 @@ use trellis_netd::store::Store;
 use trellis_netd::withdraw::withdraw;
 use trellis_netd::{api, drift, handoff, renew, serve};
 use trellis_proto::client::Connection;
+use trellis_proto::file::FileError;
 use trellis_proto::node_config::NodeConfig;
-use trellis_proto::patience::stretched;
+use trellis_proto::patience;
+use trellis_proto::pki::Key;
 use trellis_proto::service::{ALIVE, READY, STOPPING, Watchdog, notify};
 use trellis_proto::tls::{ClientTls, Credentials};
 
@@ -41,6 +43,9 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 }
+
+/// Ending takes the engine a plan and two files; the service manager's patience is 10 s.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Subcommand)]
 enum Command {
@@ -101,28 +106,80 @@ async fn wait_for<T, E: std::fmt::Display>(what: &str, mut attempt: impl FnMut()
 
 fn gossip_key(config_dir: &Path) -> anyhow::Result<GossipKey> {
     let path = config_dir.join("keys/gossip");
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let text = text.trim();
-    let mut key = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        bail!("{}: 64 hexadecimal digits are wanted", path.display());
-    }
-    for (at, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).with_context(|| path.display().to_string())?;
-    }
-    Ok(GossipKey::new(key))
+    let text = std::fs::read_to_string(&path).map_err(FileError::io(&path))?;
+    let key = Key::from_hex(&text).with_context(|| format!("{}: 64 hexadecimal digits are wanted", path.display()))?;
+    Ok(GossipKey::new(*key.as_bytes()))
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let stop = stop_signal()?;
-    tokio::select! {
-        done = serve_node(&arguments) => done,
-        () = stop => {
-            notify(STOPPING);
-            tracing::info!("stopping; the kernel's state stays");
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let stopping = || {
+        notify(STOPPING);
+        tracing::info!("stopping; the kernel's state stays");
+    };
+    let (node, key) = tokio::select! {
+        found = configuration(&arguments.config_dir) => found,
+        () = &mut stop => {
+            stopping();
+            return Ok(());
+        }
+    };
+    let running = start_engine(&arguments, &node)?;
+    let done = tokio::select! {
+        done = serve_node(&arguments, node, &key, &running) => done,
+        () = &mut stop => {
+            stopping();
             Ok(())
         }
+    };
+    running.stop().await;
+    done
+}
+
+/// What must be there before anything can be done.
+async fn configuration(config_dir: &Path) -> (NodeConfig, GossipKey) {
+    let node = wait_for("node.json", || NodeConfig::load(config_dir)).await;
+    let key = wait_for("the gossip key", || gossip_key(config_dir).map_err(|error| format!("{error:#}"))).await;
+    (node, key)
+}
+
+/// The engine, on its thread.
+struct Running {
+    store: Store,
+    events: mpsc::Sender<Event>,
+    outputs: engine::Outputs,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Running {
+    /// The engine ends what it does and keeps what it knows, so that the next instance begins there.
+    async fn stop(self) {
+        let Self { events, thread, .. } = self;
+        let end = async move {
+            // Not sent: it has ended already.
+            let _ = events.send(Event::Stop).await;
+            tokio::task::spawn_blocking(move || thread.join()).await
+        };
+        match tokio::time::timeout(STOP_LIMIT, end).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(_) => tracing::error!("the engine did not end as it should"),
+            Err(_) => {
+                tracing::error!("the engine did not end within {STOP_LIMIT:?}; the last change may not be stored")
+            }
+        }
     }
+}
+
+fn start_engine(arguments: &Arguments, node: &NodeConfig) -> anyhow::Result<Running> {
+    let IpAddr::V4(advertise) = node.advertise_address else {
+        bail!("node.json: advertise_address {} is not IPv4, which the pod network needs", node.advertise_address);
+    };
+    let store = Store::open(&arguments.data_dir)?;
+    let (events, queue) = mpsc::channel(engine::QUEUE);
+    let (engine, outputs) = Engine::start(Config { node_name: node.node_name.clone(), advertise }, store.clone())?;
+    drift::watch(&events)?;
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run(queue))?;
+    Ok(Running { store, events, outputs, thread })
 }
 
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
@@ -137,30 +194,20 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
+async fn serve_node(arguments: &Arguments, node: NodeConfig, key: &GossipKey, running: &Running) -> anyhow::Result<()> {
     let config_dir = &arguments.config_dir;
-    let node = wait_for("node.json", || NodeConfig::load(config_dir)).await;
-    let key = wait_for("the gossip key", || gossip_key(config_dir)).await;
-    let IpAddr::V4(advertise) = node.advertise_address else {
-        bail!("node.json: advertise_address {} is not IPv4, which the pod network needs", node.advertise_address);
-    };
-    let store = Store::open(&arguments.data_dir)?;
-    let (events, queue) = mpsc::channel(engine::QUEUE);
-    let (engine, outputs) = Engine::start(Config { node_name: node.node_name.clone(), advertise }, store.clone())?;
-    drift::watch(&events)?;
-    std::thread::Builder::new().name("engine".into()).spawn(move || engine.run(queue))?;
-
-    // The folders first: sockets of this run must not be looked for in an older one's.
+    let Running { store, events, outputs, .. } = running;
+    // All sockets before readiness is told, and before gossip, which may wait for its address.
     let (view_out, view) = watch::channel(Arc::default());
     let attach = arguments.run_dir.join("netd/attach.sock");
+    let pod_network = serve::bind_pod_network(&attach).with_context(|| attach.display().to_string())?;
+    handoff::serve(&attach.with_file_name("handoff.sock"), events.clone()).context("handoff.sock")?;
     let membership = arguments.run_dir.join("netd-public/membership.sock");
-    let pod_network = serve::pod_network(&attach, events.clone());
-    let membership = serve::membership(&membership, view.clone());
-    let folder = arguments.run_dir.join("netd");
-    std::fs::create_dir_all(&folder)?;
-    handoff::serve(&folder.join("handoff.sock"), events.clone())?;
+    let membership = serve::bind_membership(&membership).with_context(|| membership.display().to_string())?;
+    let pod_network = tokio::spawn(serve::pod_network(pod_network, events.clone()));
+    let membership = tokio::spawn(serve::membership(membership, view.clone()));
 
-    let member = member(&node, &key, store, &outputs, view_out).await?;
+    let member = member(&node, key, store.clone(), outputs, view_out).await?;
     let seeds: Vec<IpAddr> = node
         .members
         .iter()
@@ -170,12 +217,12 @@ async fn serve_node(arguments: &Arguments) -> anyhow::Result<()> {
     let gossip = tokio::spawn(member.run(gossip_seeds(&seeds)));
     tokio::spawn(pass_views(view.clone(), events.clone()));
     tokio::spawn(tick(events.clone()));
-    tokio::spawn(follow_api(config_dir.clone(), node, outputs, view, events.clone()));
+    tokio::spawn(follow_api(config_dir.clone(), node, outputs.clone(), view, events.clone()));
     notify(READY);
     tokio::spawn(tell_alive(events.clone()));
     tokio::select! {
-        done = pod_network => done.context("attach.sock"),
-        done = membership => done.context("membership.sock"),
+        done = pod_network => done?.context("attach.sock"),
+        done = membership => done?.context("membership.sock"),
         done = gossip => done?.context("gossip"),
     }
 }
@@ -202,7 +249,8 @@ async fn member(
         api_addresses: api_addresses.clone(),
     };
     let started = Instant::now();
-    let machine = Gossip::new(identity, key, timing(), rand::random(), Duration::ZERO)?;
+    let timing = trellis_gossip::Config::default().stretched(patience::factor());
+    let machine = Gossip::new(identity, key, timing, rand::random(), Duration::ZERO)?;
     views.send_replace(machine.view());
     let socket = loop {
         // The address may be given to the interface a moment after us.
@@ -224,17 +272,6 @@ async fn member(
         views,
         store,
     })
-}
-
-/// Gossip's timing, as patience has it.
-fn timing() -> trellis_gossip::Config {
-    let usual = trellis_gossip::Config::default();
-    trellis_gossip::Config {
-        probe_period: stretched(usual.probe_period),
-        probe_rtt: stretched(usual.probe_rtt),
-        suspicion: stretched(usual.suspicion),
-        ..usual
-    }
 }
 
 async fn pass_views(mut view: watch::Receiver<Arc<View>>, events: mpsc::Sender<Event>) {

@@ -41,6 +41,7 @@ impl Member {
     pub async fn run(mut self, seeds: Vec<SocketAddr>) -> io::Result<()> {
         let mut timer = Duration::ZERO;
         let mut epoch = 0;
+        let mut saving = None;
         let effects = self.machine.announce(self.started.elapsed(), seeds);
         self.carry_out(effects, &mut timer).await;
         let mut buffer = vec![0; MAX_PACKET_BYTES + 1];
@@ -69,14 +70,15 @@ impl Member {
                     self.carry_out(effects, &mut timer).await;
                 }
             }
-            if self.machine.epoch() > epoch {
+            // One after the other: two that write the same file at once could tear it.
+            if self.machine.epoch() > epoch && saving.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                 epoch = self.machine.epoch();
                 let store = self.store.clone();
-                tokio::task::spawn_blocking(move || {
+                saving = Some(tokio::task::spawn_blocking(move || {
                     if let Err(error) = store.save_epoch(epoch) {
                         tracing::error!(%error, "cannot store the gossip epoch");
                     }
-                });
+                }));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -21,9 +21,18 @@ use trellis_proto::netd::{
 
 use crate::engine::{EngineError, Event};
 
-/// Serves PodNetwork at `path`; the folder is root's alone.
-pub async fn pod_network(path: &Path, events: mpsc::Sender<Event>) -> io::Result<()> {
-    let listener = bind(path, 0o700, 0o600)?;
+/// Views followed at once: control plane, agent, and people who look.
+const MAX_FOLLOWERS: usize = 64;
+/// Calls under way on one connection of the membership socket.
+const STREAMS: u32 = 16;
+
+/// Listens for PodNetwork at `path`; the folder is root's alone.
+pub fn bind_pod_network(path: &Path) -> io::Result<UnixListener> {
+    bind(path, 0o700, 0o600)
+}
+
+/// Serves PodNetwork.
+pub async fn pod_network(listener: UnixListener, events: mpsc::Sender<Event>) -> io::Result<()> {
     let service = PodNetworkServer::new(PodNetworkService { events });
     tonic::transport::Server::builder()
         .add_service(service)
@@ -32,11 +41,22 @@ pub async fn pod_network(path: &Path, events: mpsc::Sender<Event>) -> io::Result
         .map_err(io::Error::other)
 }
 
-/// Serves Membership at `path`, which every user may connect to: it only tells.
-pub async fn membership(path: &Path, view: watch::Receiver<Arc<View>>) -> io::Result<()> {
-    let listener = bind(path, 0o755, 0o666)?;
-    let service = MembershipServer::new(MembershipService { view });
+/// Listens for Membership at `path`, for netd's own group, in which the control plane is as well.
+/// Root's group has no other members: where netd runs in it (a lab's nodes are namespaces of their
+/// own), the control plane could not listen, and the socket, which only tells, is everybody's.
+pub fn bind_membership(path: &Path) -> io::Result<UnixListener> {
+    bind(path, 0o755, membership_mode(rustix::process::getegid().is_root()))
+}
+
+fn membership_mode(in_roots_group: bool) -> u32 {
+    if in_roots_group { 0o666 } else { 0o660 }
+}
+
+/// Serves Membership.
+pub async fn membership(listener: UnixListener, view: watch::Receiver<Arc<View>>) -> io::Result<()> {
+    let service = MembershipServer::new(MembershipService::new(view));
     tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
         .add_service(service)
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
@@ -124,6 +144,13 @@ fn status(error: &EngineError) -> Status {
 
 struct MembershipService {
     view: watch::Receiver<Arc<View>>,
+    followers: Arc<Semaphore>,
+}
+
+impl MembershipService {
+    fn new(view: watch::Receiver<Arc<View>>) -> Self {
+        Self { view, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+    }
 }
 
 type ViewStream = Pin<Box<dyn Stream<Item = Result<MembershipView, Status>> + Send>>;
@@ -133,8 +160,14 @@ impl Membership for MembershipService {
     type WatchStream = ViewStream;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<ViewStream>, Status> {
+        let follower = Arc::clone(&self.followers).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{MAX_FOLLOWERS} follow this node's membership already; end one"))
+        })?;
         // Level, not edge: a slow reader misses views in between, never the last.
-        let views = WatchStream::new(self.view.clone()).map(|view| Ok(message(&view)));
+        let views = WatchStream::new(self.view.clone()).map(move |view| {
+            let _while_followed = &follower;
+            Ok(message(&view))
+        });
         Ok(Response::new(Box::pin(views)))
     }
 }
@@ -158,4 +191,29 @@ fn message(view: &View) -> MembershipView {
         }
     });
     MembershipView { members: members.collect(), healthy: view.healthy }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_membership_socket_is_of_netds_group_unless_that_is_roots() {
+        assert_eq!((membership_mode(false), membership_mode(true)), (0o660, 0o666));
+    }
+
+    #[tokio::test]
+    async fn so_many_may_follow_and_a_place_becomes_free() {
+        let (_views, view) = watch::channel(Arc::default());
+        let service = MembershipService::new(view);
+        let mut followed = Vec::new();
+        for _ in 0..MAX_FOLLOWERS {
+            followed.push(service.watch(Request::new(WatchRequest {})).await.unwrap());
+        }
+        let refused = service.watch(Request::new(WatchRequest {})).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+        followed.pop();
+        service.watch(Request::new(WatchRequest {})).await.unwrap();
+    }
 }

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use trellis_proto::file;
 pub use trellis_proto::file::FileError as StoreError;
-use trellis_proto::node_config::write_private;
 
 use crate::cluster::Cluster;
 use crate::ipam::Ipam;
@@ -41,9 +40,9 @@ impl Store {
         Ok(Self { folder: folder.into() })
     }
 
-    /// The allocations; None on the first start.
+    /// The allocations; None on the first start, and when they cannot be understood.
     pub fn load_ipam(&self) -> Result<Option<Ipam>, StoreError> {
-        file::read(&self.folder.join("ipam.json"), VERSION)
+        read_or_set_aside(&self.folder.join("ipam.json"))
     }
 
     /// Writes the allocations; when this returns they are on disk.
@@ -54,12 +53,12 @@ impl Store {
     /// Writes the allocations on a thread of its own: while the disk works, the kernel can be worked
     /// on. They are on disk when the thread has ended with `Ok`.
     pub fn save_ipam_beside(&self, ipam: &Ipam) -> Result<Saving, StoreError> {
-        write_beside(self.folder.join("ipam.json"), ipam)
+        write_beside(self.folder.join("ipam.json"), ipam.clone())
     }
 
-    /// What was last known of the cluster; None on the first start.
+    /// What was last known of the cluster; None on the first start, and when it cannot be understood.
     pub fn load_cluster(&self) -> Result<Option<Cluster>, StoreError> {
-        let file: Option<ClusterFile<Cluster>> = file::read(&self.folder.join("cluster.json"), VERSION)?;
+        let file: Option<ClusterFile<Cluster>> = read_or_set_aside(&self.folder.join("cluster.json"))?;
         Ok(file.map(|file| file.cluster))
     }
 
@@ -70,16 +69,16 @@ impl Store {
 
     /// Writes what is known of the cluster on a thread of its own.
     pub fn save_cluster_beside(&self, cluster: &Cluster) -> Result<Saving, StoreError> {
-        write_beside(self.folder.join("cluster.json"), &ClusterFile { version: VERSION, cluster })
+        write_beside(self.folder.join("cluster.json"), ClusterFile { version: VERSION, cluster: cluster.clone() })
     }
 
-    /// The highest gossip epoch used so far; 0 on the first start.
+    /// The highest gossip epoch used so far; 0 on the first start, and when it cannot be understood.
     pub fn load_epoch(&self) -> Result<u64, StoreError> {
         let path = self.folder.join("gossip-epoch.json");
-        match file::read::<EpochFile>(&path, VERSION) {
-            Ok(file) => Ok(file.map_or(0, |file| file.epoch)),
-            Err(error) => earlier_epoch(&path).ok_or(error),
+        if let Some(epoch) = earlier_epoch(&path) {
+            return Ok(epoch);
         }
+        Ok(read_or_set_aside::<EpochFile>(&path)?.map_or(0, |file| file.epoch))
     }
 
     /// Writes the highest gossip epoch.
@@ -88,13 +87,27 @@ impl Store {
     }
 }
 
+/// As [`file::read`]; but a file that cannot be understood is put aside, for people to look at, and
+/// counts as missing. All of it can be learned anew (from the API, the kernel, the other nodes), and a
+/// node without netd has no Pods. What a newer release wrote is refused: it is understood there.
+fn read_or_set_aside<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let error = match file::read(path, VERSION) {
+        Err(error @ StoreError::Parse { .. }) => error,
+        done => return done,
+    };
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".unreadable");
+    tracing::error!(%error, aside = %Path::new(&aside).display(), "a file cannot be understood; it is put aside and learned anew");
+    fs::rename(path, &aside).map_err(StoreError::io(path))?;
+    Ok(None)
+}
+
 /// A file that is being written beside.
 pub type Saving = JoinHandle<Result<(), StoreError>>;
 
-fn write_beside<T: Serialize>(path: PathBuf, value: &T) -> Result<Saving, StoreError> {
-    let json = serde_json::to_vec(value).map_err(|source| StoreError::Parse { path: path.clone(), source })?;
+fn write_beside<T: Serialize + Send + 'static>(path: PathBuf, value: T) -> Result<Saving, StoreError> {
     let at = path.clone();
-    let write = move || write_private(&at, &json).map_err(StoreError::io(&at));
+    let write = move || file::write_compact(&at, &value);
     std::thread::Builder::new().name("save".into()).spawn(write).map_err(StoreError::io(&path))
 }
 
@@ -119,6 +132,29 @@ mod tests {
         store.save_epoch(1_763_733_600_001).unwrap();
         assert_eq!(store.load_epoch().unwrap(), 1_763_733_600_001);
         fs::write(dir.path().join("gossip-epoch.json"), "nonsense").unwrap();
-        assert!(store.load_epoch().is_err());
+        assert_eq!(store.load_epoch().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_put_aside_and_what_is_too_new_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for name in ["ipam.json", "cluster.json", "gossip-epoch.json"] {
+            let (path, aside) = (dir.path().join(name), dir.path().join(format!("{name}.unreadable")));
+            let read = || match name {
+                "ipam.json" => store.load_ipam().map(|ipam| ipam.is_none()),
+                "cluster.json" => store.load_cluster().map(|cluster| cluster.is_none()),
+                _ => store.load_epoch().map(|epoch| epoch == 0),
+            };
+            for torn in ["", "{\"version\": 1, ", "\0\0\0\0"] {
+                fs::write(&path, torn).unwrap();
+                assert!(read().unwrap(), "{name}: {torn:?}");
+                assert_eq!(fs::read_to_string(&aside).unwrap(), torn);
+                assert!(!path.exists());
+            }
+            fs::write(&path, "{\"version\": 99}").unwrap();
+            assert!(matches!(read(), Err(StoreError::TooNew { found: 99, .. })), "{name}");
+            assert!(path.exists(), "what a newer release wrote stays");
+        }
     }
 }

@@ -39,7 +39,7 @@ pub fn withdraw(store: &Store) -> Result<Withdrawn, KernelError> {
         rtnl.delete_link(&link.name)?;
         done.links += 1;
     }
-    // An unreadable file names no address: what netd would take for none, too.
+    // A file that cannot be read, or is of a newer release, names no address: the gateway's stays then.
     let gateway = store.load_ipam().ok().flatten().map(|ipam| Ipv4Network::from(ipam.gateway()));
     if let Some(LinkAddress { index, network }) = rtnl.addresses()?.into_iter().find(|a| Some(a.network) == gateway) {
         rtnl.delete_address(index, network)?;

@@ -59,8 +59,9 @@ fn a_forged_source_address_does_not_pass() {
     if cannot_run("a_forged_source_address_does_not_pass") {
         return;
     }
-    let (n1, n2) = TestNode::two();
+    let (mut n1, n2) = TestNode::two();
     let (a, a_ip) = n1.attach("a", json!({}));
+    let (_b, b_ip) = n1.attach("b", json!({}));
     let (c, c_ip) = n2.attach("c", json!({}));
     let received = |bound_to: std::net::Ipv4Addr, port: u16| {
         let (arrived, seen) = std::sync::mpsc::sync_channel(1);
@@ -80,8 +81,23 @@ fn a_forged_source_address_does_not_pass() {
     a.rtnl(move |rtnl| {
         let index = rtnl.link("eth0").unwrap().unwrap().index;
         rtnl.add_address(index, forged.into()).unwrap();
+        rtnl.add_address(index, b_ip.into()).unwrap();
     });
     assert!(!received(forged, 9002));
+    assert!(!received(b_ip, 9003), "the address of a neighbour");
+    // Where the machine's own setting is loose (Ubuntu), the larger one counts; but an interface without
+    // an address, as a Pod's is on the node, is filtered strictly even so.
+    let set = |n1: &TestNode, interface: String, to: &'static str| {
+        n1.netns.run(move || std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"), to).unwrap());
+    };
+    set(&n1, "all".into(), "2");
+    assert!(received(a_ip, 9004), "positive control");
+    assert!(!received(b_ip, 9005), "the address of a neighbour, with a loose filter");
+    // The positive control of that: it is the filter, and nothing else, that holds it back.
+    n1.die();
+    set(&n1, "all".into(), "0");
+    set(&n1, host_interface("a"), "0");
+    assert!(received(b_ip, 9006));
 }
 
 #[test]
@@ -307,6 +323,127 @@ fn a_restart_adopts_everything_and_breaks_no_connection() {
     assert_eq!(n1.try_attach("c").unwrap().address, c_ip);
     assert!(b.reaches(a_ip, 80) && !c.reaches(a_ip, 80));
     round_trip(&mut open).unwrap();
+}
+
+/// What netd's file had before the last changes, and a death: netd knows less than the kernel does.
+#[test]
+fn a_death_before_the_disk_takes_no_policy_out_of_the_kernel() {
+    if cannot_run("a_death_before_the_disk_takes_no_policy_out_of_the_kernel") {
+        return;
+    }
+    let (mut n1, _n2) = TestNode::two();
+    let (server, ip) = n1.attach("server", json!({"app": "web"}));
+    let (client, _) = n1.attach("client", json!({}));
+    let file = n1.folder.path().join("cluster.json");
+    n1.stop();
+    let older = std::fs::read(&file).unwrap();
+    n1.start();
+    let list = |n1: &TestNode, policies, pods| {
+        n1.list(Kind::Node, support::NODES.iter().map(|(n, ip, cidr)| node_object(n, ip, cidr)).collect());
+        n1.list(Kind::Namespace, vec![support::namespace_object("default")]);
+        n1.list(Kind::NetworkPolicy, policies);
+        n1.list(Kind::Pod, pods);
+    };
+    let known = || {
+        vec![
+            pod_object("server", "default", json!({"app": "web"}), None),
+            pod_object("client", "default", json!({}), None),
+        ]
+    };
+    list(&n1, vec![], known());
+    n1.hand_over("server", &server);
+    n1.hand_over("client", &client);
+    let (late, late_ip) = n1.attach("late", json!({"app": "web"}));
+    for pod in [&server, &late] {
+        pod.echo(80);
+    }
+    assert!(client.reaches(ip, 80) && client.reaches(late_ip, 80), "positive control");
+    let deny = || {
+        let spec = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]});
+        policy_object("deny", spec)
+    };
+    n1.change(Kind::NetworkPolicy, 10, deny());
+    n1.settled(10);
+    assert!(!client.reaches(ip, 80) && !client.reaches(late_ip, 80));
+    let table = |n1: &TestNode| n1.netns.run(|| Nft::open().unwrap().read().unwrap().unwrap());
+    let before = table(&n1);
+
+    n1.die();
+    std::fs::write(&file, &older).unwrap();
+    n1.start();
+    assert_eq!(n1.status().attached.len(), 3, "answered after the first plan");
+    assert_eq!(table(&n1), before, "what is known from before adds nothing and takes nothing");
+    assert!(!client.reaches(ip, 80), "the policy that the file does not have");
+    assert!(!client.reaches(late_ip, 80), "the Pod that the file does not have");
+    assert!(n1.netns.reaches(late_ip, 80), "positive control: it is there");
+    // One kind after the other is listed; the policy is still the last to go, with all of them.
+    n1.list(Kind::NetworkPolicy, vec![]);
+    assert_eq!(n1.status().attached.len(), 3);
+    assert!(!client.reaches(ip, 80) && !client.reaches(late_ip, 80), "what was listed alone changes nothing");
+    // It was deleted while netd was away. Of the Pod that is not shown nothing is known, so it stays.
+    list(&n1, vec![], known());
+    eventually("the deleted policy is gone", S(5), || client.reaches(ip, 80));
+    assert!(!client.reaches(late_ip, 80), "a Pod that nothing is known of");
+    let late_shown = || pod_object("late", "default", json!({"app": "web"}), None);
+    n1.change(Kind::Pod, 12, late_shown());
+    n1.settled(12);
+    assert!(client.reaches(late_ip, 80));
+}
+
+#[test]
+fn a_clean_end_stores_the_last_change() {
+    if cannot_run("a_clean_end_stores_the_last_change") {
+        return;
+    }
+    let (mut n1, _n2) = TestNode::two();
+    let (_a, _) = n1.attach("a", json!({}));
+    let deny = json!({"podSelector": {}, "policyTypes": ["Ingress"]});
+    n1.change(Kind::NetworkPolicy, 10, policy_object("deny", deny));
+    n1.settled(10);
+    n1.stop();
+    let store = trellis_netd::store::Store::open(n1.folder.path()).unwrap();
+    let mut stored = store.load_cluster().unwrap().unwrap();
+    assert!(stored.restored().is_empty());
+    assert_eq!((stored.policies().len(), stored.revision()), (1, 10));
+    assert!(stored.local.contains_key("a"));
+}
+
+#[test]
+fn a_route_that_cannot_be_made_keeps_no_pod_from_the_network() {
+    if cannot_run("a_route_that_cannot_be_made_keeps_no_pod_from_the_network") {
+        return;
+    }
+    let (n1, n2) = TestNode::two();
+    let (c, c_ip) = n2.attach("c", json!({}));
+    c.echo(80);
+    // The network's broadcast address is nobody's: the kernel refuses it as a gateway.
+    n1.change(Kind::Node, 5, node_object("n3", "172.30.0.255", "10.244.3.0/24"));
+    n1.settled(5);
+    let routed = || n1.netns.rtnl(|r| r.routes().unwrap()).iter().any(|r| r.destination.to_string() == "10.244.3.0/24");
+    assert!(!routed(), "the positive control: the kernel has refused it");
+    let (a, _) = n1.attach("a", json!({}));
+    assert!(a.reaches(c_ip, 80));
+    n1.detach("a");
+    assert!(!n1.netns.rtnl(|r| r.links().unwrap()).iter().any(|link| link.name == host_interface("a")));
+    n1.change(Kind::Node, 6, node_object("n3", "172.30.0.13", "10.244.3.0/24"));
+    eventually("the route, once it can be made", S(5), routed);
+}
+
+#[test]
+fn an_address_waits_for_those_who_have_not_heard_of_its_pods_end() {
+    if cannot_run("an_address_waits_for_those_who_have_not_heard_of_its_pods_end") {
+        return;
+    }
+    let (n1, _n2) = TestNode::two();
+    let (_a, _) = n1.attach("a", json!({}));
+    n1.detach("a");
+    // The other kinds' watches are behind: what all have acted on need not include the Pod's end.
+    let object = pod_object("a", "default", json!({}), None);
+    n1.send(Event::Removed { kind: Kind::Pod, revision: 50, object });
+    let file = n1.folder.path().join("ipam.json");
+    let read = || std::fs::read_to_string(&file).unwrap();
+    eventually("it is noted", S(5), || read().contains("goneRevision\":") && !read().contains("goneRevision\":null"));
+    assert!(read().contains("goneRevision\":50"), "{}", read());
 }
 
 #[test]

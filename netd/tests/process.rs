@@ -211,8 +211,12 @@ fn two_daemons_without_a_control_plane() {
         daemons.iter().all(|daemon| NODES.iter().all(|(name, _, _)| sees(daemon, name) == Some(Liveness::Alive)))
     });
 
-    // SIGTERM is a clean end, and the kernel's state stays; a restart is no death.
+    // SIGTERM is a clean end: what is known is stored, and the kernel's state stays; a restart is no
+    // death.
+    let file = daemons[1].folder.path().join("data/cluster.json");
+    std::fs::remove_file(&file).unwrap();
     assert!(daemons[1].stop(Signal::SIGTERM).success());
+    assert!(file.exists(), "what is known is stored at the end");
     assert!(pods[0].0.reaches(pods[1].1, 80));
     daemons[1].start();
     let status = runtime().block_on(async {

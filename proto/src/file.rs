@@ -13,7 +13,7 @@ use crate::node_config::write_atomically;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Reading or writing failed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", advice(path, source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -53,6 +53,19 @@ impl FileError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
+}
+
+/// What to do about it, where that is known.
+fn advice(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let folder = path.parent().unwrap_or(path).display();
+    format!(
+        " (the user as whom this process runs must be able to use the file and to enter {folder}: \
+         see `ls -ld {folder} {}`)",
+        path.display()
+    )
 }
 
 /// All that is read of a file whose version may be anything.
@@ -119,6 +132,15 @@ mod tests {
     struct Ours {
         version: u32,
         name: String,
+    }
+
+    #[test]
+    fn who_must_be_able_to_read_is_said() {
+        let path = Path::new("/etc/trellis/node.json");
+        let denied = FileError::io(path)(io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(denied.contains("enter /etc/trellis: see `ls -ld /etc/trellis /etc/trellis/node.json`"), "{denied}");
+        let missing = FileError::io(path)(io::ErrorKind::NotFound.into()).to_string();
+        assert_eq!(missing, "/etc/trellis/node.json: entity not found");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod file;
 pub mod identity;
 pub mod node_config;
 pub mod patience;
+mod quota;
 pub mod renewal;
 pub mod server;
 pub mod service;

@@ -7,6 +7,9 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+/// The agent gives netd this long to connect a Pod, and then asks again. netd answers earlier, if only
+/// by saying what it waits for.
+pub const ATTACH_LIMIT: Duration = Duration::from_secs(5);
 /// More would no longer be a cluster that fails over.
 const MOST: u32 = 20;
 

@@ -1,24 +1,26 @@
 //! Accepting connections: TCP or a unix socket, the same mutual TLS on both.
 //!
-//! Handshakes run beside each other, each with a deadline, their number bounded, so that a peer
-//! that connects and says nothing delays nobody. A refused handshake is logged with its address.
+//! Handshakes run beside each other, each with a deadline, their number bounded in all and for each
+//! address: who comes beyond that is refused at once, so that a peer that connects and says nothing
+//! delays nobody. So are connections without a certificate, which also end after a while: they are
+//! for redeeming a token, and anybody can have them. A refused connection is logged with its address.
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,11 +28,20 @@ use tonic::transport::server::Connected;
 
 use crate::identity::Identity;
 use crate::patience::stretched;
+use crate::quota::{Full, Lease, Quota};
 
 /// A handshake takes two round trips; five seconds leave room for a slow machine.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at once, per listener.
-const HANDSHAKES_AT_ONCE: usize = 256;
+/// Handshakes under way at once, per listener: more than all clients of a benchmark begin together.
+const HANDSHAKES_AT_ONCE: usize = 512;
+/// … from one address. A node has three daemons and some people.
+const HANDSHAKES_A_SOURCE: usize = 128;
+/// Connections without a certificate at once, per listener: that many machines join together.
+const ANONYMOUS_AT_ONCE: usize = 128;
+/// … from one address.
+const ANONYMOUS_A_SOURCE: usize = 16;
+/// … and how long each may last: joining takes some calls.
+const ANONYMOUS_TIME: Duration = Duration::from_secs(60);
 /// Connections accepted but not yet taken up by the server.
 const ACCEPT_QUEUE: usize = 64;
 
@@ -58,6 +69,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 pub struct Connection {
     stream: Box<TlsStream<Box<dyn Stream>>>,
     peer: PeerInfo,
+    /// Of a peer without a certificate.
+    lease: Option<Lease>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -75,6 +88,12 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(lease) = &mut self.lease
+            && lease.poll_end(cx).is_ready()
+        {
+            tracing::info!(address = self.peer.address, "ended a connection without a certificate: its time is over");
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut *self.stream).poll_read(cx, buf)
     }
 }
@@ -116,7 +135,12 @@ pub type Incoming = ReceiverStream<io::Result<Connection>>;
 /// Listens and yields verified connections until the receiver is dropped.
 pub async fn listen(at: &Listen, tls: Arc<ServerConfig>) -> io::Result<Incoming> {
     let (tx, rx) = mpsc::channel(ACCEPT_QUEUE);
-    let acceptor = Acceptor { tls: TlsAcceptor::from(tls), slots: Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE)), tx };
+    let acceptor = Acceptor {
+        tls: TlsAcceptor::from(tls),
+        handshakes: Quota::new(HANDSHAKES_AT_ONCE, HANDSHAKES_A_SOURCE),
+        anonymous: Quota::new(ANONYMOUS_AT_ONCE, ANONYMOUS_A_SOURCE),
+        tx,
+    };
     match at {
         Listen::Tcp(address) => {
             let listener = TcpListener::bind(address).await?;
@@ -128,7 +152,7 @@ pub async fn listen(at: &Listen, tls: Arc<ServerConfig>) -> io::Result<Incoming>
                             Ok((stream, from)) => {
                                 // Small messages must not wait for each other.
                                 drop(stream.set_nodelay(true));
-                                acceptor.handshake(Box::new(stream), from.to_string()).await;
+                                acceptor.handshake(Box::new(stream), from.to_string(), Some(from.ip()));
                             }
                             Err(error) => pause_after(&error).await,
                         }
@@ -143,7 +167,7 @@ pub async fn listen(at: &Listen, tls: Arc<ServerConfig>) -> io::Result<Incoming>
                     tokio::select! {
                         () = acceptor.tx.closed() => break,
                         accepted = listener.accept() => match accepted {
-                            Ok((stream, _)) => acceptor.handshake(Box::new(stream), "unix socket".to_owned()).await,
+                            Ok((stream, _)) => acceptor.handshake(Box::new(stream), "unix socket".to_owned(), None),
                             Err(error) => pause_after(&error).await,
                         }
                     }
@@ -175,13 +199,19 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 struct Acceptor {
     tls: TlsAcceptor,
-    slots: Arc<Semaphore>,
+    handshakes: Arc<Quota>,
+    anonymous: Arc<Quota>,
     tx: mpsc::Sender<io::Result<Connection>>,
 }
 
 impl Acceptor {
-    async fn handshake(&self, stream: Box<dyn Stream>, address: String) {
-        let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+    /// Never waits: other peers are behind this one. A stream that is dropped is closed.
+    fn handshake(&self, stream: Box<dyn Stream>, address: String, source: Option<IpAddr>) {
+        let slot = match self.handshakes.take(source, Instant::now()) {
+            Ok(slot) => slot,
+            Err(full) => return tell(&full, &address, "too many TLS handshakes under way"),
+        };
+        let anonymous = Arc::clone(&self.anonymous);
         let tls = self.tls.clone();
         let tx = self.tx.clone();
         tokio::spawn(async move {
@@ -205,9 +235,19 @@ impl Acceptor {
                     return;
                 }
             };
+            let lease = match identity.is_none().then(|| anonymous.take(source, Instant::now())).transpose() {
+                Ok(slot) => slot.map(|slot| Lease::new(slot, stretched(ANONYMOUS_TIME))),
+                Err(full) => return tell(&full, &address, "too many connections without a certificate"),
+            };
             let peer = PeerInfo { identity, address, certificate: certificate.map(Into::into) };
             // The receiver is gone only when the server stops.
-            drop(tx.send(Ok(Connection { stream: Box::new(stream), peer })).await);
+            drop(tx.send(Ok(Connection { stream: Box::new(stream), peer, lease })).await);
         });
+    }
+}
+
+fn tell(full: &Full, address: &str, why: &str) {
+    if let Some(refused) = full.tell {
+        tracing::warn!(address, refused, "refused connections, this one the last: {why}");
     }
 }

@@ -205,3 +205,53 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     let member = serve(&ca, 7, ClientAuth::Required, None).await;
     assert_eq!(renew(&connect(ClientTls::to_member(&credentials).unwrap(), &[&member])).await.unwrap(), 7);
 }
+
+/// A connection from another address of this machine, on which nothing is said.
+async fn silent(member: &Member, from: &str) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    socket.connect(member.address).await.unwrap()
+}
+
+#[tokio::test]
+async fn many_silent_connections_of_one_address_delay_nobody_else() {
+    use tokio::io::AsyncReadExt;
+    let ca = CertificateAuthority::create("c").unwrap();
+    let member = serve(&ca, 7, ClientAuth::Required, None).await;
+    let mut open = Vec::new();
+    for _ in 0..300 {
+        open.push(silent(&member, "127.0.0.2").await);
+    }
+    // Behind all of them in the queue, and answered long before their handshakes' time is over.
+    let connection = connect(ClientTls::to_member(&agent(&ca)).unwrap(), &[&member]);
+    let answer = tokio::time::timeout(Duration::from_secs(3), renew(&connection)).await;
+    assert_eq!(answer.expect("the silent ones are in the way").unwrap(), 7);
+    // Whoever came beyond the address's share was refused at once; the first ones have their time.
+    let mut last = open.pop().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(3), last.read(&mut [0; 1])).await.expect("still open");
+    assert!(matches!(end, Ok(0) | Err(_)));
+    assert!(open[0].try_read(&mut [0; 1]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock));
+}
+
+#[tokio::test]
+async fn one_address_holds_few_connections_without_a_certificate() {
+    let ca = CertificateAuthority::create("c").unwrap();
+    let member = serve(&ca, 7, ClientAuth::Optional, None).await;
+    let none = || connect(ClientTls::without_certificate(ca.certificate_pem()).unwrap(), &[&member]);
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        let connection = none();
+        let error = renew(&connection).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::Unauthenticated, "the service answered, so TLS stood: {error:?}");
+        open.push(connection);
+    }
+    let error = renew(&none()).await.unwrap_err();
+    assert_ne!(error.code(), tonic::Code::Unauthenticated, "one too many got in");
+    renew(&connect(ClientTls::to_member(&agent(&ca)).unwrap(), &[&member])).await.expect("with a certificate");
+    // A place that becomes free can be taken.
+    drop(open);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while renew(&none()).await.unwrap_err().code() != tonic::Code::Unauthenticated {
+        assert!(tokio::time::Instant::now() < deadline, "no place becomes free");
+    }
+}

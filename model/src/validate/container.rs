@@ -263,6 +263,9 @@ fn volume_mounts(list: &[VolumeMount], volumes: &BTreeSet<String>, path: &Path, 
                 ));
             }
         }
+        if !expr.is_empty() {
+            volume::local_path(&expr, &p.child("subPathExpr"), out);
+        }
         one_of(
             out,
             &p.child("mountPropagation"),

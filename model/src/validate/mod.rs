@@ -49,13 +49,6 @@ pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
     out
 }
 
-/// Problems of an update of the status alone: metadata's rules only.
-pub fn update_status(old: &Object, new: &Object) -> Vec<FieldError> {
-    let mut out = Vec::new();
-    meta::update(old, new, &mut out);
-    out
-}
-
 fn spec(object: &Object, out: &mut Vec<FieldError>) {
     match object {
         Object::Namespace(_) => {}

@@ -24,6 +24,54 @@ fn deployment(spec: Value) -> Value {
 }
 
 #[test]
+fn no_file_of_a_volume_lies_outside_of_it() {
+    let of = |volumes: Value, mount: Value| {
+        problems(pod(json!({"containers":[{"name":"c","image":"i","volumeMounts":[mount]}],"volumes":[volumes]})))
+    };
+    let plain = json!({"name":"v","mountPath":"/v"});
+    let field = json!({"fieldPath":"metadata.name"});
+    let sources = |path: &str| {
+        [
+            ("downwardAPI.items[0].path", json!({"name":"v","downwardAPI":{"items":[{"path":path,"fieldRef":field}]}})),
+            ("configMap.items[0].path", json!({"name":"v","configMap":{"name":"m","items":[{"key":"k","path":path}]}})),
+            (
+                "projected.sources[0].configMap.items[0].path",
+                json!({"name":"v","projected":{"sources":[{"configMap":{"name":"m","items":[{"key":"k","path":path}]}}]}}),
+            ),
+            (
+                "projected.sources[0].secret.items[0].path",
+                json!({"name":"v","projected":{"sources":[{"secret":{"name":"s","items":[{"key":"k","path":path}]}}]}}),
+            ),
+            (
+                "projected.sources[0].downwardAPI.items[0].path",
+                json!({"name":"v","projected":{"sources":[{"downwardAPI":{"items":[{"path":path,"fieldRef":field}]}}]}}),
+            ),
+            (
+                "projected.sources[0].serviceAccountToken.path",
+                json!({"name":"v","projected":{"sources":[{"serviceAccountToken":{"path":path}}]}}),
+            ),
+        ]
+    };
+    for (field, volume) in sources("a/b..c/d") {
+        assert_eq!(of(volume, plain.clone()), Vec::<String>::new(), "the positive control: {field}");
+    }
+    for bad in ["", "/etc/shadow", "../x", "a/../../x", "..data"] {
+        for (field, volume) in sources(bad) {
+            let got = of(volume, plain.clone());
+            let want = format!("spec.volumes[0].{field}: ");
+            assert!(!got.is_empty() && got.iter().all(|g| g.starts_with(&want)), "{bad:?} in {field}: {got:?}");
+        }
+    }
+    let empty = || json!({"name":"v","emptyDir":{}});
+    let expression = |text: &str| of(empty(), json!({"name":"v","mountPath":"/v","subPathExpr":text}));
+    assert_eq!(expression("$(NAME)/x"), Vec::<String>::new());
+    for bad in ["/x", "../$(NAME)", "$(NAME)/.."] {
+        let got = expression(bad);
+        assert!(got[0].starts_with("spec.containers[0].volumeMounts[0].subPathExpr: Invalid value"), "{bad}: {got:?}");
+    }
+}
+
+#[test]
 fn all_problems_of_a_pod_at_once() {
     let got = problems(pod(json!({
         "restartPolicy":"Sometimes",

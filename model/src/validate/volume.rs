@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, KeyToPath, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Volume, VolumeProjection};
 use serde_json::Value;
 
 use super::{complain, one_of, shown};
@@ -68,6 +68,53 @@ fn source(v: &Volume, path: &Path, out: &mut Vec<FieldError>) {
         }
         files(s.default_mode, s.items.as_deref(), &p, out);
     }
+    if let Some(d) = &v.downward_api {
+        let p = path.child("downwardAPI");
+        mode(d.default_mode, &p.child("defaultMode"), out);
+        downward_files(d.items.as_deref(), &p, out);
+    }
+    if let Some(projected) = &v.projected {
+        let p = path.child("projected");
+        mode(projected.default_mode, &p.child("defaultMode"), out);
+        for (i, s) in projected.sources.iter().flatten().enumerate() {
+            projection(s, &p.child("sources").index(i), out);
+        }
+    }
+}
+
+/// One of the sources that are laid over each other.
+fn projection(s: &VolumeProjection, path: &Path, out: &mut Vec<FieldError>) {
+    if let Some(c) = &s.config_map {
+        let p = path.child("configMap");
+        if c.name.is_empty() {
+            out.push(FieldError::required(&p.child("name"), ""));
+        }
+        files(None, c.items.as_deref(), &p, out);
+    }
+    if let Some(c) = &s.secret {
+        let p = path.child("secret");
+        if c.name.is_empty() {
+            out.push(FieldError::required(&p.child("name"), ""));
+        }
+        files(None, c.items.as_deref(), &p, out);
+    }
+    if let Some(d) = &s.downward_api {
+        downward_files(d.items.as_deref(), &path.child("downwardAPI"), out);
+    }
+    if let Some(t) = &s.service_account_token {
+        file(&t.path, &path.child("serviceAccountToken").child("path"), out);
+    }
+    if let Some(t) = &s.cluster_trust_bundle {
+        file(&t.path, &path.child("clusterTrustBundle").child("path"), out);
+    }
+}
+
+fn downward_files(items: Option<&[DownwardAPIVolumeFile]>, path: &Path, out: &mut Vec<FieldError>) {
+    for (i, item) in items.into_iter().flatten().enumerate() {
+        let p = path.child("items").index(i);
+        file(&item.path, &p.child("path"), out);
+        mode(item.mode, &p.child("mode"), out);
+    }
 }
 
 fn host_path(h: &HostPathVolumeSource, path: &Path, out: &mut Vec<FieldError>) {
@@ -100,16 +147,21 @@ fn files(default: Option<i32>, items: Option<&[KeyToPath]>, path: &Path, out: &m
         if item.key.is_empty() {
             out.push(FieldError::required(&p.child("key"), ""));
         }
-        if item.path.is_empty() {
-            out.push(FieldError::required(&p.child("path"), ""));
-        } else {
-            local_path(&item.path, &p.child("path"), out);
-            if item.path.starts_with("..") && !item.path.starts_with("../") {
-                let m = "must not start with '..'";
-                out.push(FieldError::invalid(&p.child("path"), item.path.as_str(), m));
-            }
-        }
+        file(&item.path, &p.child("path"), out);
         mode(item.mode, &p.child("mode"), out);
+    }
+}
+
+/// Where a file of a volume lies: below the volume, and not under a name that the volume's own
+/// bookkeeping may use.
+fn file(text: &str, path: &Path, out: &mut Vec<FieldError>) {
+    if text.is_empty() {
+        out.push(FieldError::required(path, ""));
+        return;
+    }
+    local_path(text, path, out);
+    if text.starts_with("..") && !text.starts_with("../") {
+        out.push(FieldError::invalid(path, text, "must not start with '..'"));
     }
 }
 

@@ -105,7 +105,12 @@ impl Engine {
         if looked || self.table.is_none() {
             self.table = self.nft.read()?;
         }
-        let mut steps = policy::plan(&desired, self.table.as_ref());
+        if self.ipam.is_none() && self.table.is_some() {
+            // Whose policy that is, only the pod CIDR will tell.
+            return Ok(0);
+        }
+        let kept = self.kept();
+        let mut steps = policy::plan_keeping(&desired, self.table.as_ref(), &kept);
         let wanted_before = self.policies.as_ref() == Some(&policies);
         let repairs = if wanted_before { steps.len() as u64 } else { 0 };
         if !steps.is_empty() {
@@ -115,33 +120,36 @@ impl Engine {
             if let Err(error) = self.nft.commit(&steps) {
                 // Somebody changed the table under us: write it anew, in one transaction as well.
                 tracing::warn!(%error, "policy update refused; rebuilding the table");
-                steps = policy::plan(&desired, None);
+                steps = policy::rebuild(&desired, self.table.as_ref(), &kept);
                 self.nft.commit(&steps)?;
             }
-            self.table = Some(policy::ActualTable::of(&desired));
+            self.table = Some(policy::after(&steps, &desired, self.table.as_ref(), &kept));
             // Out-of-window packets of long-lived connections must not count as invalid, above
             // all after the table, and with it tracking, was away for a moment.
             let _ = sysctl::set("netfilter/nf_conntrack_tcp_be_liberal", "1");
         }
-        if !self.gone.is_empty() || narrows(self.policies.as_deref(), &policies) {
-            self.cut_connections(&policies, own)?;
+        // Before everything is listed, what is known may be older than what was allowed.
+        let judge = !self.is_cautious() && (!self.judged || narrows(self.policies.as_deref(), &policies));
+        if judge || !self.gone.is_empty() {
+            self.cut_connections(judge.then_some(&*policies), own)?;
+            self.judged |= judge;
         }
         self.policies = Some(policies);
         Ok(repairs)
     }
 
-    /// Forgets connections that began before the rules and are not allowed by them. Their next
-    /// packet is a new one without SYN, and is reset.
+    /// Forgets connections of Pods that are gone, and those that began before the rules and are not
+    /// allowed by them. Their next packet is a new one without SYN, and is reset.
     fn cut_connections(
         &mut self,
-        policies: &BTreeMap<Ipv4Addr, PodPolicy>,
+        policies: Option<&BTreeMap<Ipv4Addr, PodPolicy>>,
         own: &BTreeSet<Ipv4Addr>,
     ) -> Result<(), KernelError> {
         let gone: BTreeSet<Ipv4Addr> = self.gone.values().copied().collect();
         for tracked in self.conntrack.list()? {
             let connection = &tracked.connection;
             let of_gone = gone.contains(&connection.source) || gone.contains(&connection.destination);
-            if of_gone || !policy::permits(connection, policies, own) {
+            if of_gone || policies.is_some_and(|policies| !policy::permits(connection, policies, own)) {
                 if !of_gone {
                     tracing::info!(source = %connection.source, destination = %connection.destination,
                         port = connection.port, "ended a connection that is no longer allowed");
@@ -313,17 +321,35 @@ impl Engine {
         let actual = ActualRoutes { routes: self.rtnl.routes()?, interfaces, underlay };
         self.tell_unrouted(underlay.map(|(_, network)| network), routes::off_link(&desired, &actual));
         let steps = routes::plan(&desired, &actual);
+        let mut all = true;
         for step in &steps {
             tracing::debug!(%step, "route");
-            match step {
-                routes::Step::Set(route) => self.rtnl.set_route(route)?,
-                routes::Step::Delete(route) => self.rtnl.delete_route(route)?,
+            let done = match step {
+                routes::Step::Set(route) => self.rtnl.set_route(route),
+                routes::Step::Delete(route) => self.rtnl.delete_route(route),
+            };
+            if let Err(error) = done {
+                all = false;
+                self.route_failed(step, error);
             }
         }
         let wanted_before = self.routes.as_ref() == Some(&desired);
-        let repairs = if wanted_before { steps.len() as u64 } else { 0 };
-        self.routes = Some(desired);
+        let repairs = if wanted_before && all { steps.len() as u64 } else { 0 };
+        self.routes = all.then_some(desired);
         Ok(repairs)
+    }
+
+    /// One route's trouble must not keep the Pods from the network; it is tried again with the next
+    /// tick. Only the Pod that the route leads to is not connected.
+    fn route_failed(&mut self, step: &routes::Step, error: KernelError) {
+        let (routes::Step::Set(route) | routes::Step::Delete(route)) = step;
+        let pod = self.ipam.as_ref().and_then(|ipam| {
+            ipam.in_use().find(|(_, address)| host_route(*address) == route.destination).map(|(uid, _)| uid.to_owned())
+        });
+        tracing::error!(%step, pod = pod.as_deref(), %error, "cannot change a route; trying again");
+        if let Some(uid) = pod {
+            self.failed.insert(uid, Arc::new(error));
+        }
     }
 }
 

@@ -151,6 +151,8 @@ pub enum Event {
     KernelChanged,
     /// Time passes.
     Tick,
+    /// Keep what is known, and end.
+    Stop,
 }
 
 /// What others of this process follow.

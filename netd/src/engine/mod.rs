@@ -9,7 +9,9 @@
 //! ```
 //! Events only change what is known and mark it; `work` then recomputes everything from state.
 //! Policy is committed before a Pod's link exists, and an Attach is answered when all is done.
-//! Nothing is planned before every kind has been listed once, now or before the last restart.
+//! Nothing is planned before every kind has been listed once, now or before the last restart; and
+//! until every kind has been listed now, the engine is cautious: the file may be older than the
+//! kernel, so that policy is only added to it.
 
 mod apply;
 mod event;
@@ -53,8 +55,9 @@ const RESYNC_PERIOD: Duration = Duration::from_secs(3);
 const SAVE_PERIOD: Duration = Duration::from_secs(2);
 /// The control plane counts as answering for this long after its last answer.
 const API_FRESH: Duration = Duration::from_secs(3);
-/// An Attach waits this long for the API to show the Pod, or the node its pod CIDR.
-const ATTACH_PATIENCE: Duration = Duration::from_secs(8);
+/// An Attach waits this long for the API to show the Pod, or the node its pod CIDR. It is looked at
+/// with the next tick, a second later at most, and must be answered before the agent gives up.
+const ATTACH_PATIENCE: Duration = trellis_proto::patience::ATTACH_LIMIT.saturating_sub(Duration::from_millis(1500));
 
 /// A Pod's side, as it was handed over.
 struct Held {
@@ -79,6 +82,8 @@ pub struct Engine {
     view: Arc<View>,
     min_applied: u64,
     api_heard: Option<Instant>,
+    /// Kinds that were listed since the start.
+    listed: BTreeSet<Kind>,
     // The kernel's doors.
     netns: OwnedFd,
     rtnl: Rtnl,
@@ -91,6 +96,8 @@ pub struct Engine {
     compiled: Option<policies::Cached>,
     links: Option<DesiredLinks>,
     routes: Option<DesiredRoutes>,
+    /// Connections from before the start have been judged by what is known now.
+    judged: bool,
     /// Pod CIDRs of nodes that are not on our network.
     off_link: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// Detached Pods' interfaces and addresses, until they are gone from the kernel.
@@ -104,12 +111,15 @@ pub struct Engine {
     look: bool,
     inspect: BTreeSet<String>,
     last_resync: Instant,
+    /// What of the cluster is in the file, or on its way there.
+    saved_changes: u64,
     unsaved: bool,
     last_save: Instant,
     /// The cluster's state on its way to the disk.
     saving: Option<Saving>,
     /// The allocator knows something that its file may learn later.
     ipam_unsaved: bool,
+    stopping: bool,
     applied: u64,
     repairs: u64,
     pod_cidr_out: watch::Sender<Option<Ipv4Network>>,
@@ -159,6 +169,7 @@ impl Engine {
             view: Arc::default(),
             min_applied: 0,
             api_heard: None,
+            listed: BTreeSet::new(),
             netns: netns.into(),
             rtnl: Rtnl::open()?,
             nft: Nft::open()?,
@@ -167,6 +178,7 @@ impl Engine {
             table: None,
             policies: None,
             compiled: None,
+            judged: false,
             off_link: BTreeMap::new(),
             links: None,
             routes: None,
@@ -179,10 +191,12 @@ impl Engine {
             look: true,
             inspect: BTreeSet::new(),
             last_resync: now,
+            saved_changes: 0,
             unsaved: false,
             last_save: now,
             saving: None,
             ipam_unsaved: false,
+            stopping: false,
             applied: 0,
             repairs: 0,
             pod_cidr_out,
@@ -193,11 +207,14 @@ impl Engine {
         Ok((engine, Outputs { pod_cidr, nodes, applied, unrouted }))
     }
 
-    /// Works until nobody can send events any more.
+    /// Works until [`Event::Stop`], and keeps what is known then; or, like one that is killed,
+    /// until nobody can send events any more.
     pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.remove_half_made();
         self.work();
-        while let Some(event) = events.blocking_recv() {
+        while !self.stopping
+            && let Some(event) = events.blocking_recv()
+        {
             self.on_event(event);
             for _ in 1..BATCH {
                 match events.try_recv() {
@@ -206,13 +223,33 @@ impl Engine {
                 }
             }
             self.work();
+            // Behind the work: the file is not to know what the kernel does not.
+            if self.unsaved && self.last_save.elapsed() >= SAVE_PERIOD {
+                self.save_cluster();
+            }
         }
         if let Some(saving) = self.saving.take() {
             self.saved(saving);
         }
+        if self.stopping {
+            self.save_last();
+        }
+    }
+
+    fn save_last(&mut self) {
         if let Err(error) = self.store.save_cluster(&self.cluster) {
             tracing::error!(%error, "cannot store what is known of the cluster");
         }
+        if self.ipam_unsaved
+            && let Err(error) = self.save_allocations()
+        {
+            tracing::error!(%error, "cannot store the allocations");
+        }
+    }
+
+    /// Is what is known, in part, from before the start?
+    fn is_cautious(&self) -> bool {
+        self.listed.len() < Kind::ALL.len()
     }
 
     fn now(&self) -> Duration {
@@ -229,7 +266,11 @@ impl Engine {
                 for error in self.cluster.reset(kind, revision, &objects) {
                     tracing::error!(%error, "object not understood");
                 }
-                self.cluster_changed();
+                if self.listed.insert(kind) && !self.is_cautious() {
+                    // Caution is over: what it kept is looked for, whatever changed.
+                    self.look = true;
+                }
+                self.cluster_changed(kind);
             }
             Event::Changed { kind, revision, object } => {
                 let done = self.cluster.upsert(kind, &object);
@@ -263,6 +304,7 @@ impl Engine {
             Event::Status { reply } => drop(reply.send(self.status())),
             Event::KernelChanged => self.look = true,
             Event::Tick => self.on_tick(),
+            Event::Stop => self.stopping = true,
         }
     }
 
@@ -272,7 +314,7 @@ impl Engine {
             self.look = true;
             self.inspect.extend(self.held.keys().cloned());
         }
-        if !self.failed.is_empty() {
+        if !self.failed.is_empty() || self.routes.is_none() {
             self.look = true;
             self.inspect.extend(self.failed.keys().cloned());
         }
@@ -287,9 +329,6 @@ impl Engine {
             tracing::error!(%error, "cannot store the allocations");
             self.ipam_unsaved = true;
         }
-        if self.unsaved && self.last_save.elapsed() >= SAVE_PERIOD {
-            self.save_cluster();
-        }
     }
 
     fn cluster_moved(&mut self, kind: Kind, revision: u64, done: Result<(), ObjectError>) {
@@ -297,12 +336,15 @@ impl Engine {
             tracing::error!(%error, "object not understood");
         }
         self.cluster.seen(kind, revision);
-        self.cluster_changed();
+        self.cluster_changed(kind);
     }
 
-    fn cluster_changed(&mut self) {
+    fn cluster_changed(&mut self, kind: Kind) {
         self.dirty = true;
-        self.unsaved = true;
+        self.unsaved |= self.cluster.changes() != self.saved_changes;
+        if kind != Kind::Node {
+            return;
+        }
         let addresses: Vec<IpAddr> =
             self.cluster.nodes.values().filter_map(|node| node.address).map(IpAddr::V4).collect();
         self.nodes_out.send_if_modified(|known| {
@@ -323,6 +365,7 @@ impl Engine {
             None => {}
         }
         self.last_save = Instant::now();
+        self.saved_changes = self.cluster.changes();
         match self.store.save_cluster_beside(&self.cluster) {
             Ok(saving) => (self.saving, self.unsaved) = (Some(saving), false),
             Err(error) => tracing::error!(%error, "cannot store what is known of the cluster"),

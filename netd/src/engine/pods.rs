@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{ATTACH_PATIENCE, Attachment, Engine, EngineError, PendingAttach};
+use crate::cluster::Kind;
 use crate::ipam::Ipam;
 use crate::kernel::KernelError;
 use crate::kernel::rtnl::Target;
@@ -115,10 +116,13 @@ impl Engine {
 
     /// Freed addresses whose Pods the API shows no more get the revision at which that was so.
     fn settle_addresses(&mut self) {
-        if !self.cluster.is_complete() {
+        if self.is_cautious() {
+            // The file may be older than the Pod.
             return;
         }
-        let (revision, cluster) = (self.cluster.revision(), &self.cluster);
+        // Only when all have heard as much of Pods as this has the removal reached everybody: what
+        // is known of the other kinds may lie before it.
+        let (revision, cluster) = (self.cluster.heard(Kind::Pod), &self.cluster);
         if let Some(ipam) = &mut self.ipam
             && ipam.note_gone(revision, |uid| cluster.shows_pod(uid))
         {

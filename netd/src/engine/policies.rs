@@ -1,7 +1,7 @@
 //! What the policies mean for this node's Pods, computed anew only when something changed that
 //! they depend on: most changes in a cluster are about Pods of other nodes that no policy names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -39,9 +39,21 @@ impl Engine {
             return Arc::clone(&cached.policies);
         }
         let policies = Compiled::new(compile(&self.cluster, &here));
-        let ruleset = Arc::new(Ruleset::build(policies.iter().map(|(address, policy)| (*address, policy))));
+        let ruleset = Ruleset::build(policies.iter().map(|(address, policy)| (*address, policy)));
+        let ruleset = Arc::new(ruleset.with_local(here.values().copied()));
         self.compiled = Some(Cached { inputs, here, policies: Arc::clone(&policies), ruleset });
         policies
+    }
+
+    /// Pods whose policy in the kernel may be newer than what is known here, and is not taken out:
+    /// after a restart all, until everything has been listed; then those that were never shown.
+    pub(super) fn kept(&self) -> BTreeSet<Ipv4Addr> {
+        let cautious = self.is_cautious();
+        let in_use = self.ipam.iter().flat_map(crate::ipam::Ipam::in_use);
+        in_use
+            .filter(|(uid, _)| cautious || !self.cluster.local.contains_key(*uid))
+            .map(|(_, address)| address)
+            .collect()
     }
 
     /// The table for what [`Engine::compile_policies`] answered last.

@@ -35,7 +35,7 @@ impl Engine {
             tracing::info!(%cidr, node = %address, "a node that could not be reached is on our network, or gone");
         }
         let named = off_link.iter().map(|(cidr, address)| {
-            let name = self.cluster.node_of(*cidr, &self.view);
+            let name = self.cluster.node_of(*cidr);
             (name.unwrap_or_else(|| cidr.to_string()), *address)
         });
         let now = Unrouted { network, peers: named.take(MAX_PEERS).collect() };

@@ -24,12 +24,17 @@
 //!
 //! Traffic between a Pod and its own node passes the input and output hooks, where there are no
 //! rules: a node always reaches its Pods (probes), as in Kubernetes. That an address is not
-//! forged is seen to by strict reverse-path filtering on each Pod's interface.
+//! forged is seen to by strict reverse-path filtering on each Pod's interface. The kernel takes the
+//! larger of that setting and `conf/all/rp_filter`, which is 2, loose, on some machines (Ubuntu); an
+//! interface that has no address itself, as these, is filtered strictly even so.
+//!
+//! After a restart the kernel may know more than netd's file: [`plan_keeping`] leaves it the policy
+//! of the Pods it is told to keep.
 
 mod plan;
 mod ranges;
 
-pub use plan::{ActualTable, SetContent, Step, plan};
+pub use plan::{ActualTable, SetContent, Step, after, plan, plan_keeping, rebuild};
 pub use ranges::AddressRanges;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -168,6 +173,12 @@ impl Ruleset {
             ruleset.isolate(address, Direction::Egress, &policy.egress);
         }
         ruleset
+    }
+
+    /// With all Pods of this node, those that nothing is known of as well.
+    pub fn with_local(mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        self.local.extend(addresses);
+        self
     }
 
     fn isolate(&mut self, address: Ipv4Addr, direction: Direction, rules: &Rules) {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use super::{AddressRanges, FORWARD, LOCAL, Rule, Ruleset, TABLE};
+use trellis_model::policy::Rules;
+
+use super::{AddressRanges, Direction, FORWARD, LOCAL, Rule, Ruleset, TABLE};
 
 /// What a set or map in the kernel holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,13 +89,19 @@ fn local_ranges(local: &BTreeSet<Ipv4Addr>) -> AddressRanges {
 
 /// What to do; empty when the kernel is as it should be.
 pub fn plan(desired: &Ruleset, actual: Option<&ActualTable>) -> Vec<Step> {
-    let target = ActualTable::of(desired);
-    let Some(actual) = actual else { return rebuild(desired) };
+    plan_keeping(desired, actual, &BTreeSet::new())
+}
+
+/// As [`plan`], but for Pods whose policy in the kernel may be newer than what is desired: an
+/// isolation of theirs that is there stays as it is, one that is missing is added.
+pub fn plan_keeping(desired: &Ruleset, actual: Option<&ActualTable>, kept: &BTreeSet<Ipv4Addr>) -> Vec<Step> {
+    let Some(found) = actual else { return rebuild(desired, None, kept) };
+    let (target, actual) = (target(desired, found, kept), found);
     if *actual == target {
         return Vec::new();
     }
     if !is_sound(&target, actual) {
-        return rebuild(desired);
+        return rebuild(desired, Some(actual), kept);
     }
     let mut steps = Vec::new();
     for (name, ranges) in &desired.sets {
@@ -119,8 +127,66 @@ pub fn plan(desired: &Ruleset, actual: Option<&ActualTable>) -> Vec<Step> {
     steps
 }
 
-fn rebuild(desired: &Ruleset) -> Vec<Step> {
-    vec![Step::Rebuild(Box::new(desired.clone()))]
+/// How the table is once the steps that [`plan_keeping`] or [`rebuild`] answered are done.
+pub fn after(
+    steps: &[Step],
+    desired: &Ruleset,
+    actual: Option<&ActualTable>,
+    kept: &BTreeSet<Ipv4Addr>,
+) -> ActualTable {
+    match (steps.first(), actual) {
+        (Some(Step::Rebuild(ruleset)), _) => ActualTable::of(ruleset),
+        (_, Some(actual)) => target(desired, actual, kept),
+        (_, None) => ActualTable::of(desired),
+    }
+}
+
+/// The table written anew. What the chains of kept Pods said cannot be read from the kernel: who
+/// was isolated there and would not be any more is closed until more is known.
+pub fn rebuild(desired: &Ruleset, actual: Option<&ActualTable>, kept: &BTreeSet<Ipv4Addr>) -> Vec<Step> {
+    let mut ruleset = desired.clone();
+    for direction in Direction::BOTH {
+        let found = actual.map(|actual| isolated(actual, direction)).unwrap_or_default();
+        for address in found.into_keys().filter(|address| kept.contains(address)) {
+            if !ruleset.maps.get(direction.map()).is_some_and(|map| map.contains_key(&address)) {
+                ruleset.isolate(address, direction, &Rules { isolated: true, allow: Vec::new() });
+            }
+        }
+    }
+    vec![Step::Rebuild(Box::new(ruleset))]
+}
+
+/// What is wanted, with what the kernel has of the kept Pods.
+fn target(desired: &Ruleset, actual: &ActualTable, kept: &BTreeSet<Ipv4Addr>) -> ActualTable {
+    let mut target = ActualTable::of(desired);
+    let mut unknown = false;
+    for direction in Direction::BOTH {
+        for (address, chain) in isolated(actual, direction).into_iter().filter(|(ip, _)| kept.contains(ip)) {
+            let Some(rules) = actual.chains.get(&chain) else { continue };
+            if !target.chains.contains_key(&chain) {
+                target.chains.insert(chain.clone(), rules.clone());
+                unknown = true;
+            }
+            if let Some(SetContent::Verdicts(map)) = target.sets.get_mut(direction.map()) {
+                map.insert(address, chain);
+            }
+        }
+    }
+    if unknown {
+        // Which peers an unknown chain names, its tags do not tell.
+        for (name, content) in &actual.sets {
+            target.sets.entry(name.clone()).or_insert_with(|| content.clone());
+        }
+    }
+    target
+}
+
+/// Who is isolated in the kernel, and by which chain.
+fn isolated(actual: &ActualTable, direction: Direction) -> BTreeMap<Ipv4Addr, String> {
+    match actual.sets.get(direction.map()) {
+        Some(SetContent::Verdicts(map)) => map.clone(),
+        _ => BTreeMap::new(),
+    }
 }
 
 /// Has nobody touched what we never change in place?

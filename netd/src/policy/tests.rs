@@ -145,6 +145,38 @@ proptest! {
         }
     }
 
+    /// Whoever is kept stays isolated as the kernel has it, whatever is wanted; the plan still ends,
+    /// and with nobody to keep any more the table is as wanted.
+    #[test]
+    fn what_is_kept_is_not_loosened(older in policies(), newer in policies(), broken in any::<bool>()) {
+        let kept: BTreeSet<Ipv4Addr> = newer.keys().copied().collect();
+        let mut found = ActualTable::of(&ruleset(&newer));
+        if broken {
+            found.chains.remove(FORWARD);
+        }
+        let mut actual = Some(found.clone());
+        let wanted = ruleset(&older);
+        let steps = plan_keeping(&wanted, actual.as_ref(), &kept);
+        let expected = after(&steps, &wanted, actual.as_ref(), &kept);
+        execute(&steps, &mut actual);
+        let now = actual.clone().unwrap();
+        prop_assert_eq!(&now, &expected);
+        prop_assert_eq!(plan_keeping(&wanted, actual.as_ref(), &kept), vec![]);
+        for direction in Direction::BOTH {
+            let of = |table: &ActualTable| match &table.sets[direction.map()] {
+                SetContent::Verdicts(map) => map.clone(),
+                other => panic!("{other:?}"),
+            };
+            for (address, chain) in of(&found) {
+                let chain_now = of(&now).remove(&address);
+                prop_assert!(chain_now.is_some(), "{} is open", address);
+                prop_assert!(broken || chain_now == Some(chain), "{} has another chain", address);
+            }
+        }
+        execute(&plan(&wanted, actual.as_ref()), &mut actual);
+        prop_assert_eq!(actual, Some(ActualTable::of(&wanted)));
+    }
+
     /// The table and the judgement of existing connections are the same decision.
     #[test]
     fn table_and_judgement_agree(

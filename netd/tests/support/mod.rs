@@ -229,8 +229,14 @@ impl TestNode {
         self.running = Some(Running { events, outputs: outputs.recv().unwrap(), engine: handle.recv().unwrap() });
     }
 
-    /// netd dies: the engine's thread ends, the kernel's state stays.
+    /// netd is told to end: the engine keeps what it knows, the kernel's state stays.
     pub fn stop(&mut self) {
+        self.send(Event::Stop);
+        self.die();
+    }
+
+    /// netd dies: nothing is written any more, the kernel's state stays.
+    pub fn die(&mut self) {
         let running = self.running.take().unwrap();
         drop(running.events);
         running.engine.join().unwrap();

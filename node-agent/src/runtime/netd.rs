@@ -21,7 +21,7 @@ use trellis_proto::netd::{
 };
 
 /// netd answers in milliseconds; when it does not, the lifecycle machine tries again.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = trellis_proto::patience::ATTACH_LIMIT;
 /// For the same reason, in the blocking handoff.
 const HANDOFF_TIMEOUT_SECS: i64 = 5;
 

@@ -48,12 +48,18 @@ struct SpecView<'a> {
     host_network: Option<bool>,
     #[serde(borrow)]
     containers: Vec<ContainerView<'a>>,
+    // Sidecars have ports as well.
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    init_containers: Vec<ContainerView<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ContainerView<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    restart_policy: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     ports: Option<&'a RawValue>,
 }
@@ -89,7 +95,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_network_shows() {
-        let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"annotations":{"a":"secret"},"labels":{"app":"we\"b"},"name":"p","namespace":"d","uid":"u"},"spec":{"containers":[{"command":["secret"],"image":"i","name":"c","ports":[{"containerPort":80,"name":"http"}]}],"nodeName":"n1","volumes":[{"name":"secret"}]},"status":{"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}],"hostIP":"secret"}}"#;
+        let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"annotations":{"a":"secret"},"labels":{"app":"we\"b"},"name":"p","namespace":"d","uid":"u"},"spec":{"containers":[{"command":["secret"],"image":"i","name":"c","ports":[{"containerPort":80,"name":"http"}]}],"initContainers":[{"args":["secret"],"image":"i","name":"side","ports":[{"containerPort":90,"name":"metrics"}],"restartPolicy":"Always"}],"nodeName":"n1","volumes":[{"name":"secret"}]},"status":{"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}],"hostIP":"secret"}}"#;
         let splice_at = u32::try_from(text.find("\"annotations\"").unwrap()).unwrap();
         let stored = Stored { json: text.into(), splice_at, index: Index::default(), sealed: false };
         let key = Key::new("", "Pod", "d", "p");
@@ -97,8 +103,13 @@ mod tests {
         let got: Value = serde_json::from_slice(&network(&pod, 5).unwrap()).unwrap();
         let expected = json!({"apiVersion":"v1","kind":"Pod",
             "metadata":{"resourceVersion":"5","name":"p","namespace":"d","uid":"u","labels":{"app":"we\"b"}},
-            "spec":{"nodeName":"n1","containers":[{"name":"c","ports":[{"containerPort":80,"name":"http"}]}]},
+            "spec":{"nodeName":"n1","containers":[{"name":"c","ports":[{"containerPort":80,"name":"http"}]}],
+                    "initContainers":[{"name":"side","restartPolicy":"Always","ports":[{"containerPort":90,"name":"metrics"}]}]},
             "status":{"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}});
         assert_eq!(got, expected);
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(got).unwrap();
+        let seen = trellis_model::policy::PodView::from_pod(&pod);
+        let port = |name| seen.port_named(name, trellis_model::policy::Protocol::Tcp);
+        assert_eq!((port("http"), port("metrics")), (Some(80), Some(90)), "a policy finds both by name");
     }
 }
