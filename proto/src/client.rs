@@ -45,6 +45,9 @@ use refusal::{Refusal, Watched};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
 /// … and give it this long to answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same where much is sent at a time: a question, or its answer, waits behind what was sent before it, and a
+/// slow line takes seconds for that.
+const BULK_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A member on a live network answers a connect in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Calls without a deadline of their own end after this.
@@ -58,10 +61,20 @@ pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
 /// Makes a channel over TCP (`https://ip:port`) or a unix socket (`unix:///path`), always with
 /// mutual TLS, connecting at first use.
 pub fn channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
-    watched_channel(endpoint, tls, &Refusal::default())
+    watched_channel(endpoint, tls, &Refusal::default(), KEEPALIVE_TIMEOUT)
 }
 
-fn watched_channel(endpoint: &str, tls: &ClientTls, refusal: &Refusal) -> Result<Channel, Status> {
+/// The same for what is sent in bulk: a peer that is gone is noticed after 20 s only.
+pub fn bulk_channel(endpoint: &str, tls: &ClientTls) -> Result<Channel, Status> {
+    watched_channel(endpoint, tls, &Refusal::default(), BULK_KEEPALIVE_TIMEOUT)
+}
+
+fn watched_channel(
+    endpoint: &str,
+    tls: &ClientTls,
+    refusal: &Refusal,
+    keepalive_timeout: Duration,
+) -> Result<Channel, Status> {
     let target = Target::parse(endpoint)?;
     let connector = TlsConnector::from(Arc::clone(&tls.config));
     let name = tls.server_name.clone();
@@ -91,7 +104,7 @@ fn watched_channel(endpoint: &str, tls: &ClientTls, refusal: &Refusal) -> Result
     });
     Ok(Endpoint::from_static("http://control-plane.trellis")
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(stretched(KEEPALIVE_TIMEOUT))
+        .keep_alive_timeout(stretched(keepalive_timeout))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
@@ -150,6 +163,7 @@ struct State {
 
 struct Shared {
     tls: ClientTls,
+    keepalive_timeout: Duration,
     state: Mutex<State>,
 }
 
@@ -180,7 +194,18 @@ impl Connection {
     #[must_use]
     pub fn new(endpoints: Vec<String>, tls: ClientTls) -> Self {
         let state = Mutex::new(State { endpoints, current: 0, generation: 0, channel: None });
-        Self { shared: Arc::new(Shared { tls, state }) }
+        Self { shared: Arc::new(Shared { tls, keepalive_timeout: KEEPALIVE_TIMEOUT, state }) }
+    }
+
+    /// A connection of its own to the member that is in use, for what is sent in bulk: it bears a slow line, and
+    /// what is sent on it keeps nothing else waiting.
+    #[must_use]
+    pub fn for_bulk(&self) -> Self {
+        let now = self.shared.lock();
+        let state =
+            Mutex::new(State { endpoints: now.endpoints.clone(), current: now.current, generation: 0, channel: None });
+        let tls = self.shared.tls.clone();
+        Self { shared: Arc::new(Shared { tls, keepalive_timeout: BULK_KEEPALIVE_TIMEOUT, state }) }
     }
 
     /// Takes over a new list of members; the connection in use is kept if it is still in it.
@@ -339,7 +364,7 @@ impl Shared {
             Status::failed_precondition("no endpoint of the control plane is known: name one in the context")
         })?;
         let refusal = Refusal::default();
-        let channel = watched_channel(&endpoint, &self.tls, &refusal)?;
+        let channel = watched_channel(&endpoint, &self.tls, &refusal, self.keepalive_timeout)?;
         state.channel = Some((channel.clone(), refusal.clone()));
         Ok((state.generation, channel, refusal))
     }

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +25,8 @@ pub const EXAMPLES: &str = "Examples:
 /// Pieces of a file on their way.
 const QUEUE: usize = 4;
 const CHUNK_BYTES: usize = 1 << 20;
+/// Nodes that an archive is sent to at a time.
+const AT_ONCE: usize = 4;
 
 /// Tar archives are made of blocks of this size.
 const TAR_BLOCK: usize = 512;
@@ -92,9 +95,12 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
         checked(&mut opened, file)?;
     }
     let mut tasks = JoinSet::new();
+    let turns = std::sync::Arc::new(Semaphore::new(AT_ONCE));
     for node in nodes {
-        let (session, file) = (session.clone(), file.to_owned());
+        let (session, file, turns) = (session.clone(), file.to_owned(), turns.clone());
         tasks.spawn(async move {
+            // Never closed.
+            let _turn = turns.acquire_owned().await.ok();
             let result = import_to(&session, &file, &node).await;
             (node, result)
         });
@@ -136,7 +142,7 @@ async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Imag
     let origin = file.to_owned();
     let reader =
         tokio::task::spawn_blocking(move || pump(input, &tx).map_err(|e| CliError::Local(format!("{origin}: {e}"))));
-    let reply = session.conn.images().import(ReceiverStream::new(rx)).await;
+    let reply = session.conn.for_bulk().images().import(ReceiverStream::new(rx)).await;
     match reply {
         Ok(r) => {
             reader.await.map_err(CliError::local)??;

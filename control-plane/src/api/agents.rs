@@ -82,6 +82,16 @@ impl Agents {
         self.channel(node)
     }
 
+    /// The agent of a node, on a connection of its own for what is sent in bulk.
+    ///
+    /// # Errors
+    /// Those of [`Agents::of_node`].
+    pub async fn of_node_for_bulk(&self, node: &str) -> Result<Channel, Status> {
+        self.ops.backend().read_barrier().await.map_err(status)?;
+        let address = SocketAddr::new(self.address(node)?, ports::AGENT);
+        client::bulk_channel(&format!("https://{address}"), &self.tls(node)?)
+    }
+
     /// The names of all Nodes.
     pub fn nodes(&self) -> Vec<String> {
         let (mut lists, _) = self.ops.store().list_kinds(&[Kind::Node.name()]);
@@ -102,14 +112,18 @@ impl Agents {
         {
             return Ok(channel.clone());
         }
-        let tls = ClientTls::new(&self.credentials, &agent_server_name(node))
-            .map_err(|e| status(ApiError::Internal(e.to_string())))?;
+        let tls = self.tls(node)?;
         let channel = client::channel(&format!("https://{address}"), &tls)?;
         if channels.len() >= MAX_CHANNELS {
             channels.clear();
         }
         channels.insert(node.to_owned(), (address, channel.clone()));
         Ok(channel)
+    }
+
+    fn tls(&self, node: &str) -> Result<ClientTls, Status> {
+        let tls = ClientTls::new(&self.credentials, &agent_server_name(node));
+        tls.map_err(|e| status(ApiError::Internal(e.to_string())))
     }
 
     fn address(&self, node: &str) -> Result<IpAddr, Status> {

@@ -52,7 +52,7 @@ impl Images for ImagesService {
             return Err(status(ApiError::BadRequest(message)));
         };
         let node = first.node.clone();
-        let channel = self.agents.of_node(&node).await?;
+        let channel = self.agents.of_node_for_bulk(&node).await?;
         let (channel, _guard) = onward::breakable(channel);
         ImagesClient::new(channel).import(onward::messages(first, input)).await.map_err(|e| explain(&node, e))
     }

@@ -32,10 +32,11 @@ use crate::auth::Caller;
 use crate::config::Settings;
 use crate::raft::{Consensus, PeerServices};
 
-/// A peer that lost power sends no FIN: it is asked twice a second …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
-/// … and has this long to answer.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// A client that lost power sends no FIN: it is asked so often …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// … and has this long to answer, which may wait behind an archive that it sends over a slow line. Nothing but what
+/// its calls hold here waits for it: whether nodes live is told by leases and gossip.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a member asks itself whether it has lost the others.
 const LOOK_AT_HEALTH: Duration = Duration::from_millis(500);
 /// Streams of one connection: all calls and watches of a client, and then some.

@@ -22,6 +22,7 @@ use trellis_proto::{
     },
     identity::Identity,
     node_config::NodeConfig,
+    patience::stretched,
     ports,
     server::{Listen, listen, peer},
     tls::{ClientAuth, Credentials, server_config},
@@ -31,6 +32,8 @@ use trellis_proto::{
 const STREAM_QUEUE: usize = 16;
 /// A member that lost power sends no FIN.
 const KEEPALIVE: Duration = Duration::from_millis(2000);
+/// It may be sending an archive, and its answer waits behind that.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two tries to listen: the address may come later than we do.
 const LISTEN_RETRY: Duration = Duration::from_secs(1);
 /// Streams of one member at once.
@@ -64,7 +67,7 @@ pub async fn start(ctx: Arc<Context>, config: &NodeConfig, credentials: &Arc<Cre
             let service = Service { ctx: ctx.clone() };
             let served = tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE))
-                .http2_keepalive_timeout(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(stretched(KEEPALIVE_TIMEOUT)))
                 .max_concurrent_streams(STREAMS_MAX)
                 .add_service(PodsServer::with_interceptor(service.clone(), members_only))
                 .add_service(ImagesServer::with_interceptor(service, members_only))
