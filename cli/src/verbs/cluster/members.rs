@@ -54,9 +54,24 @@ pub enum Token {
     },
 }
 
+/// The leader's view. A member that finds none may be the one that is cut off: the others are asked as well, each
+/// once, before its own view is taken.
 async fn ask(session: &Session) -> Result<StatusReply, CliError> {
-    let reply = session.conn.call(|c| async move { ClusterClient::new(c).status(StatusRequest {}).await }).await?;
-    Ok(reply.into_inner())
+    let status = || session.conn.call(|c| async move { ClusterClient::new(c).status(StatusRequest {}).await });
+    let first = status().await?.into_inner();
+    for _ in 1..session.conn.endpoints().len() {
+        if first.note.is_empty() {
+            break;
+        }
+        session.conn.next_endpoint();
+        match status().await {
+            Ok(reply) if reply.get_ref().note.is_empty() => return Ok(reply.into_inner()),
+            Ok(_) => {}
+            // The first has answered, after all.
+            Err(_) => break,
+        }
+    }
+    Ok(first)
 }
 
 fn value(m: &Member) -> Value {

@@ -122,6 +122,9 @@ pub fn cut_off_leader(cluster: &mut Cluster) -> Outcome {
     assert_ne!(new, old);
     let told = alone();
     assert!(told.stdout.lines().filter(|l| l.contains(" - ")).count() == 2, "of the others it knows nothing: {told:?}");
+    // Who knows of the others as well asks on: the one that is cut off, though it answers, is not believed.
+    let told = trellis(cluster, &[&old, &rest[0], &rest[1]], &["cluster", "members"]);
+    assert!(told.stdout.contains("leader ") && told.stderr.is_empty(), "{told:?}");
     cluster.lab.heal().unwrap();
     cluster.wait_all_nodes_ready();
     wait::until("a leader that all name again", LIMIT, || agreed_leader(cluster, &members))
