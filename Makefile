@@ -62,6 +62,6 @@ next: ## The same sources under the next version, as a tarball in target/next/di
 	@scripts/need build
 	@scripts/next
 
-test-vm: ## What namespaces cannot show, on VMs under emulation: up to 45 minutes, resumable (see docs/test-vm.md)
+test-vm: ## What namespaces cannot show, on VMs under emulation: an hour and more, resumable (see docs/test-vm.md)
 	@scripts/need vm
 	@$(ROOT) packaging/vm/test

@@ -32,11 +32,11 @@ use crate::auth::Caller;
 use crate::config::Settings;
 use crate::raft::{Consensus, PeerServices};
 
-/// A client that lost power sends no FIN: it is asked so often …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// … and has this long to answer, which may wait behind an archive that it sends over a slow line. Nothing but what
-/// its calls hold here waits for it: whether nodes live is told by leases and gossip.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A peer that lost power sends no FIN: it is asked twice a second …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
+/// … and has this long to answer. Not longer: what a node that is cut off one way has sent arrives late, and a lease
+/// that is heard late makes it Ready once more.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a member asks itself whether it has lost the others.
 const LOOK_AT_HEALTH: Duration = Duration::from_millis(500);
 /// Streams of one connection: all calls and watches of a client, and then some.
