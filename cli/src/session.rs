@@ -237,7 +237,7 @@ impl Session {
                 label_selector: query.labels.clone(),
                 field_selector: query.fields.clone(),
                 from_revision: revision,
-                projection: 0,
+                ..WatchRequest::default()
             };
             let opened = self
                 .conn

@@ -1,19 +1,18 @@
 //! The control plane's side: lists and watches into the engine, reports back.
 //!
-//! Each kind is listed, then watched from the list's revision; a broken watch goes on from the
-//! last revision on another member, a revision that was compacted away brings a new list.
+//! One watch follows all kinds, so that they are known in the order of their revisions: when a Pod
+//! is told of, so are the policies and Namespaces from before it. It begins with everything there is
+//! at one revision; a broken watch goes on from the last revision on another member, and one whose
+//! revision was compacted away begins anew.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
 use trellis_proto::api::nodes_client::NodesClient;
-use trellis_proto::api::resources_client::ResourcesClient;
-use trellis_proto::api::{
-    Consistency, EventType, ListRequest, Object, ObjectKey, Projection, ReportNetworkRequest, UnroutedPeer,
-    WatchRequest,
-};
-use trellis_proto::client::{Connection, MESSAGE_LIMIT_BYTES};
+use trellis_proto::api::{EventType, Object, ObjectKey, Projection, ReportNetworkRequest, UnroutedPeer, WatchRequest};
+use trellis_proto::client::Connection;
 use trellis_proto::patience::stretched;
 
 use crate::cluster::{Incoming, Kind};
@@ -21,7 +20,6 @@ use crate::engine::{Event, Unrouted};
 
 /// Bookmarks come every 5 s: a stream silent for longer hangs on a dead or deaf member.
 const SILENCE: Duration = Duration::from_secs(12);
-const LIST_PAGE: u32 = 500;
 /// Before trying again after a failure, doubling up to the maximum: the worst that a failover may
 /// wait for netd, whatever failed before it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -30,82 +28,39 @@ const PAUSE_MAX: Duration = Duration::from_millis(400);
 /// that the control plane answers.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
-/// Follows one kind until the engine is gone.
-pub async fn follow(connection: Connection, kind: Kind, events: mpsc::Sender<Event>) {
+/// Follows all kinds until the engine is gone.
+pub async fn follow(connection: Connection, events: mpsc::Sender<Event>) {
     let mut pause = PAUSE_MIN;
-    let mut revision: Option<u64> = None;
+    // 0: everything there is must be told first.
+    let mut heard = 0;
     loop {
         let member = connection.in_use();
-        let begun = Instant::now();
-        let from = match revision {
-            Some(revision) => Ok(revision),
-            None => list(&connection, kind, &events).await,
-        };
-        let failure = match from {
-            Ok(from) => {
-                let mut heard = from;
-                let failure = stream(&connection, kind, &mut heard, &events).await;
-                // A watch that lasted was no failed try, even if nothing happened meanwhile.
-                if heard > from || begun.elapsed() > PAUSE_MAX {
-                    pause = PAUSE_MIN;
-                }
-                revision = Some(heard);
-                failure
-            }
-            Err(status) => status,
-        };
+        let (begun, from) = (Instant::now(), heard);
+        let failure = stream(&connection, &mut heard, &events).await;
+        // A watch that lasted was no failed try, even if nothing happened meanwhile.
+        if heard > from || begun.elapsed() > PAUSE_MAX {
+            pause = PAUSE_MIN;
+        }
         if events.is_closed() {
             return;
         }
         if failure.code() == Code::OutOfRange {
-            revision = None;
+            heard = 0;
         } else {
             connection.leave(member);
         }
-        tracing::debug!(?kind, error = %failure.message(), "watch ended; trying again");
+        tracing::debug!(error = %failure.message(), "watch ended; trying again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-async fn list(connection: &Connection, kind: Kind, events: &mpsc::Sender<Event>) -> Result<u64, Status> {
-    let mut objects = Vec::new();
-    let mut continue_token = String::new();
-    loop {
-        let request = ListRequest {
-            key: Some(key(kind)),
-            limit: LIST_PAGE,
-            continue_token: continue_token.clone(),
-            consistency: Consistency::Linearizable.into(),
-            projection: projection(kind).into(),
-            ..ListRequest::default()
-        };
-        let page = connection
-            .call(|chan| {
-                let request = request.clone();
-                async move {
-                    let mut client = ResourcesClient::new(chan).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
-                    client.list(request).await.map(tonic::Response::into_inner)
-                }
-            })
-            .await?;
-        objects.extend(page.items.into_iter().filter_map(incoming));
-        if page.continue_token.is_empty() {
-            let revision = page.revision;
-            tracing::info!(?kind, revision, objects = objects.len(), "listed");
-            send(events, Event::Listed { kind, revision, objects }).await?;
-            return Ok(revision);
-        }
-        continue_token = page.continue_token;
-    }
-}
-
 /// Reads a watch until it fails; `heard` is moved on with every event.
-async fn stream(connection: &Connection, kind: Kind, heard: &mut u64, events: &mpsc::Sender<Event>) -> Status {
+async fn stream(connection: &Connection, heard: &mut u64, events: &mpsc::Sender<Event>) -> Status {
     let request = WatchRequest {
-        key: Some(key(kind)),
+        kinds: Kind::ALL.map(key).into(),
         from_revision: *heard,
-        projection: projection(kind).into(),
+        projection: Projection::Network.into(),
         ..WatchRequest::default()
     };
     let silent = || Status::deadline_exceeded("the watch was silent for 12 s");
@@ -115,6 +70,8 @@ async fn stream(connection: &Connection, kind: Kind, heard: &mut u64, events: &m
         Ok(Err(status)) => return status,
         Err(_) => return silent(),
     };
+    // What there is, until the first bookmark says that it is everything.
+    let mut there = (*heard == 0).then(BTreeMap::<Kind, Vec<Incoming>>::new);
     loop {
         let message = match tokio::time::timeout(SILENCE, stream.message()).await {
             Ok(Ok(Some(message))) => message,
@@ -124,16 +81,32 @@ async fn stream(connection: &Connection, kind: Kind, heard: &mut u64, events: &m
         };
         let revision = message.revision.max(message.object.as_ref().map_or(0, |object| object.revision));
         let event = match (message.r#type(), message.object.and_then(incoming)) {
-            (EventType::Added | EventType::Modified, Some(object)) => Event::Changed { kind, revision, object },
-            (EventType::Deleted, Some(object)) => Event::Removed { kind, revision, object },
-            (EventType::Bookmark, _) => Event::Bookmark { kind, revision },
-            (other, _) => return Status::internal(format!("{other:?} event without an object")),
+            (EventType::Added, Some((kind, object))) if there.is_some() => {
+                there.get_or_insert_default().entry(kind).or_default().push(object);
+                continue;
+            }
+            (EventType::Added | EventType::Modified, Some((kind, object))) => Event::Changed { kind, revision, object },
+            (EventType::Deleted, Some((kind, object))) => Event::Removed { kind, revision, object },
+            (EventType::Bookmark, _) => match there.take() {
+                Some(there) => listed(there, revision),
+                None => Event::Bookmark { revision },
+            },
+            (other, _) => return Status::internal(format!("{other:?} event without an object that netd knows")),
         };
-        if let Err(status) = send(events, event).await {
-            return status;
+        if events.send(event).await.is_err() {
+            return Status::cancelled("netd is stopping");
         }
         *heard = (*heard).max(revision);
     }
+}
+
+/// A kind of which nothing was told has nothing.
+fn listed(mut objects: BTreeMap<Kind, Vec<Incoming>>, revision: u64) -> Event {
+    for kind in Kind::ALL {
+        let count = objects.entry(kind).or_default().len();
+        tracing::info!(?kind, revision, objects = count, "listed");
+    }
+    Event::Listed { revision, objects }
 }
 
 /// Tells the leader which revision this node acted on, and which nodes no route leads to, every second, until the engine is gone.
@@ -179,15 +152,8 @@ fn key(kind: Kind) -> ObjectKey {
     ObjectKey { group: group.into(), kind: name.into(), namespace: String::new(), name: String::new() }
 }
 
-fn projection(kind: Kind) -> Projection {
-    if kind == Kind::Pod { Projection::Network } else { Projection::Full }
-}
-
-fn incoming(object: Object) -> Option<Incoming> {
+fn incoming(object: Object) -> Option<(Kind, Incoming)> {
     let key = object.key?;
-    Some(Incoming { namespace: key.namespace, name: key.name, json: object.json.to_vec() })
-}
-
-async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Status> {
-    events.send(event).await.map_err(|_| Status::cancelled("netd is stopping"))
+    let kind = Kind::ALL.into_iter().find(|kind| kind.group_and_name() == (&*key.group, &*key.kind))?;
+    Some((kind, Incoming { namespace: key.namespace, name: key.name, json: object.json.to_vec() }))
 }

@@ -136,7 +136,8 @@ pub struct Cluster {
     /// API does not show them any more.
     #[serde(default)]
     pub local: BTreeMap<String, PodRecord>,
-    /// How far each kind has been heard; a kind that is missing was never listed.
+    /// How far each kind has been heard; a kind that is missing was never listed. They differ only
+    /// while one after the other is listed.
     revisions: BTreeMap<Kind, u64>,
     #[serde(skip)]
     parsed: BTreeMap<String, Policy>,
@@ -182,20 +183,16 @@ impl Cluster {
         Kind::ALL.iter().map(|kind| self.revisions.get(kind).copied().unwrap_or(0)).min().unwrap_or(0)
     }
 
-    /// How far a kind has been heard; 0 when it never was.
-    pub fn heard(&self, kind: Kind) -> u64 {
-        self.revisions.get(&kind).copied().unwrap_or(0)
-    }
-
     /// While this stays the same, no object is new, changed or gone.
     pub fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// All of a kind is known up to `revision`.
-    pub fn seen(&mut self, kind: Kind, revision: u64) {
-        let seen = self.revisions.entry(kind).or_default();
-        *seen = (*seen).max(revision);
+    /// All is known up to `revision`: of every kind that was listed.
+    pub fn seen(&mut self, revision: u64) {
+        for seen in self.revisions.values_mut() {
+            *seen = (*seen).max(revision);
+        }
     }
 
     /// A complete list of a kind replaces what was known of it.

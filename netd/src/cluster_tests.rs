@@ -98,7 +98,7 @@ fn only_what_is_new_is_stored_again() {
     let mut before = cluster.changes();
     let mut changes = |cluster: &Cluster| std::mem::replace(&mut before, cluster.changes()) != cluster.changes();
     cluster.upsert(Kind::Node, &node("n2", "10.244.2.0/24", "172.30.0.12", "True")).unwrap();
-    cluster.seen(Kind::Node, 77);
+    cluster.seen(77);
     assert!(!changes(&cluster), "a heartbeat, a bookmark");
     cluster.upsert(Kind::Node, &node("n2", "10.244.2.0/24", "172.30.0.12", "False")).unwrap();
     assert!(changes(&cluster));
@@ -107,13 +107,20 @@ fn only_what_is_new_is_stored_again() {
 }
 
 #[test]
-fn each_kind_is_heard_for_itself() {
+fn nothing_is_known_before_every_kind_is_listed() {
     let mut cluster = two_nodes();
-    for kind in Kind::ALL {
-        cluster.seen(kind, 5);
+    cluster.seen(7);
+    assert!(!cluster.is_complete());
+    assert_eq!(cluster.revision(), 0, "what was never listed cannot be known by what comes after");
+    for kind in [Kind::Namespace, Kind::NetworkPolicy, Kind::Pod] {
+        assert!(cluster.reset(kind, 9, &[]).is_empty());
     }
-    cluster.seen(Kind::Pod, 40);
-    assert_eq!((cluster.revision(), cluster.heard(Kind::Pod)), (5, 40));
+    assert!(cluster.is_complete());
+    assert_eq!(cluster.revision(), 7, "the Nodes are known up to there");
+    cluster.seen(40);
+    assert_eq!(cluster.revision(), 40);
+    cluster.seen(12);
+    assert_eq!(cluster.revision(), 40, "never back");
 }
 
 #[test]
@@ -133,7 +140,7 @@ fn survives_the_disk() {
     assert_eq!(read.nodes, cluster.nodes);
     assert!(!read.is_complete());
     for kind in Kind::ALL {
-        read.seen(kind, 9);
+        read.reset(kind, 9, &[]);
     }
     assert!(read.is_complete());
     assert_eq!(read.revision(), 9);

@@ -10,7 +10,6 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tokio::sync::{mpsc, oneshot, watch};
 use trellis_gossip::{Gossip, GossipKey, Liveness, NodeIdentity, View};
-use trellis_netd::cluster::Kind;
 use trellis_netd::engine::{self, Config, Engine, Event, gossip_seeds};
 use trellis_netd::member::Member;
 use trellis_netd::store::Store;
@@ -321,9 +320,7 @@ async fn follow_api(
     let known = endpoints(&node, &view.borrow());
     let watches = Connection::new(known.clone(), tls.clone());
     let reports = Connection::new(known, tls);
-    for kind in Kind::ALL {
-        tokio::spawn(api::follow(watches.clone(), kind, events.clone()));
-    }
+    tokio::spawn(api::follow(watches.clone(), events.clone()));
     tokio::spawn(renew::keep_valid(reports.clone(), credentials, pki, node.node_name.clone()));
     let engine::Outputs { applied, unrouted, .. } = outputs;
     tokio::spawn(api::report(reports.clone(), node.node_name.clone(), applied, unrouted, events));

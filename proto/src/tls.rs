@@ -242,16 +242,16 @@ fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
         .map_err(|e| TlsError::Pem { what: "server name", reason: format!("{name:?}: {e}") })
 }
 
-/// A machine that joins has made no certificate's life long: one of the right CA that is not valid
-/// now tells of a clock that is wrong, most likely its own.
-fn blame_the_clock(error: rustls::Error) -> rustls::Error {
+/// A certificate of the right CA that is not valid now tells of a clock that is wrong: of this machine's,
+/// most likely, since members renew theirs in time. `None`: the error is about something else.
+pub(crate) fn blamed_on_the_clock(error: &rustls::Error) -> Option<String> {
     use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-    let which = match &error {
+    let which = match error {
         rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => "is not valid yet",
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "has expired",
-        _ => return error,
+        _ => return None,
     };
-    rustls::Error::General(format!(
+    Some(format!(
         "by this machine's clock the member's certificate {which}: is the clock right? `date` shows it, \
          `timedatectl set-ntp true` keeps it so ({error})"
     ))
@@ -283,7 +283,9 @@ impl ServerCertVerifier for Pinned {
         let verifier = WebPkiServerVerifier::builder(Arc::new(roots))
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now).map_err(blame_the_clock)
+        verifier
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+            .map_err(|error| blamed_on_the_clock(&error).map_or(error, rustls::Error::General))
     }
 
     fn verify_tls12_signature(

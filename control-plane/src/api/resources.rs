@@ -178,14 +178,20 @@ impl Resources for ResourcesService {
     async fn watch(&self, request: Request<api::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (caller, permit) = self.limits.watch(&request)?;
         let r = request.into_inner();
-        let target = target(r.key)?;
+        if r.key.is_some() && !r.kinds.is_empty() {
+            return Err(status(ApiError::BadRequest("a watch is of a key or of kinds, not of both".into())));
+        }
+        let mut kinds = r.kinds.into_iter();
+        let first = target(r.key.or_else(|| kinds.next()))?;
+        let also = kinds.map(|key| target(Some(key))).collect::<Result<_, _>>()?;
         let args = WatchArgs {
             label_selector: r.label_selector,
             field_selector: r.field_selector,
             from_revision: r.from_revision,
             network: is_network(r.projection),
+            also,
         };
-        let watch = self.ops.watch(&caller, &target, &args).await.map_err(status)?;
+        let watch = self.ops.watch(&caller, &first, &args).await.map_err(status)?;
         Ok(Response::new(Box::pin(messages(watch, permit))))
     }
 }

@@ -1,5 +1,6 @@
 //! What the engine is told, and what it answers.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -79,14 +80,13 @@ pub struct Status {
 /// What the engine is told.
 #[derive(Debug)]
 pub enum Event {
-    /// A complete list of a kind.
+    /// Everything there is of some kinds, of all of them as a rule. What comes later, of whatever
+    /// kind, comes in the order of revisions.
     Listed {
-        /// Which kind.
-        kind: Kind,
-        /// The list's revision.
+        /// The lists' revision.
         revision: u64,
-        /// All objects.
-        objects: Vec<Incoming>,
+        /// All objects of each kind that is in it.
+        objects: BTreeMap<Kind, Vec<Incoming>>,
     },
     /// An object is new or changed.
     Changed {
@@ -106,10 +106,8 @@ pub enum Event {
         /// Its last state.
         object: Incoming,
     },
-    /// Nothing else happened to the kind up to `revision`.
+    /// Nothing else happened up to `revision`.
     Bookmark {
-        /// Which kind.
-        kind: Kind,
         /// The revision.
         revision: u64,
     },

@@ -33,7 +33,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use trellis_gossip::View;
 
-use crate::cluster::{Cluster, Kind, ObjectError};
+use crate::cluster::{Cluster, Incoming, Kind, ObjectError};
 use crate::ipam::Ipam;
 use crate::kernel::KernelError;
 use crate::kernel::conntrack::Conntrack;
@@ -262,15 +262,10 @@ impl Engine {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Listed { kind, revision, objects } => {
-                for error in self.cluster.reset(kind, revision, &objects) {
-                    tracing::error!(%error, "object not understood");
+            Event::Listed { revision, objects } => {
+                for (kind, objects) in objects {
+                    self.on_list(kind, revision, &objects);
                 }
-                if self.listed.insert(kind) && !self.is_cautious() {
-                    // Caution is over: what it kept is looked for, whatever changed.
-                    self.look = true;
-                }
-                self.cluster_changed(kind);
             }
             Event::Changed { kind, revision, object } => {
                 let done = self.cluster.upsert(kind, &object);
@@ -280,8 +275,8 @@ impl Engine {
                 let done = self.cluster.remove(kind, &object);
                 self.cluster_moved(kind, revision, done);
             }
-            Event::Bookmark { kind, revision } => {
-                self.cluster.seen(kind, revision);
+            Event::Bookmark { revision } => {
+                self.cluster.seen(revision);
                 self.dirty |= self.cluster.revision() > self.applied;
             }
             Event::MinApplied(revision) => {
@@ -331,11 +326,22 @@ impl Engine {
         }
     }
 
+    fn on_list(&mut self, kind: Kind, revision: u64, objects: &[Incoming]) {
+        for error in self.cluster.reset(kind, revision, objects) {
+            tracing::error!(%error, "object not understood");
+        }
+        if self.listed.insert(kind) && !self.is_cautious() {
+            // Caution is over: what it kept is looked for, whatever changed.
+            self.look = true;
+        }
+        self.cluster_changed(kind);
+    }
+
     fn cluster_moved(&mut self, kind: Kind, revision: u64, done: Result<(), ObjectError>) {
         if let Err(error) = done {
             tracing::error!(%error, "object not understood");
         }
-        self.cluster.seen(kind, revision);
+        self.cluster.seen(revision);
         self.cluster_changed(kind);
     }
 

@@ -7,7 +7,6 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{ATTACH_PATIENCE, Attachment, Engine, EngineError, PendingAttach};
-use crate::cluster::Kind;
 use crate::ipam::Ipam;
 use crate::kernel::KernelError;
 use crate::kernel::rtnl::Target;
@@ -120,9 +119,8 @@ impl Engine {
             // The file may be older than the Pod.
             return;
         }
-        // Only when all have heard as much of Pods as this has the removal reached everybody: what
-        // is known of the other kinds may lie before it.
-        let (revision, cluster) = (self.cluster.heard(Kind::Pod), &self.cluster);
+        // Only when all have heard as much as this has the removal reached everybody.
+        let (revision, cluster) = (self.cluster.revision(), &self.cluster);
         if let Some(ipam) = &mut self.ipam
             && ipam.note_gone(revision, |uid| cluster.shows_pod(uid))
         {

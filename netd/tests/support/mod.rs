@@ -247,21 +247,15 @@ impl TestNode {
     }
 
     pub fn list(&self, kind: Kind, objects: Vec<Incoming>) {
-        self.send(Event::Listed { kind, revision: 1, objects });
+        self.send(Event::Listed { revision: 1, objects: [(kind, objects)].into() });
     }
 
     pub fn change(&self, kind: Kind, revision: u64, object: Incoming) {
         self.send(Event::Changed { kind, revision, object });
-        for other in Kind::ALL {
-            self.send(Event::Bookmark { kind: other, revision });
-        }
     }
 
     pub fn remove(&self, kind: Kind, revision: u64, object: Incoming) {
         self.send(Event::Removed { kind, revision, object });
-        for other in Kind::ALL {
-            self.send(Event::Bookmark { kind: other, revision });
-        }
     }
 
     /// Waits until everything up to the revision is in the kernel.

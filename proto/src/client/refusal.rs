@@ -31,7 +31,11 @@ impl Refusal {
 
 /// What a person should know of a TLS error; None for any other.
 pub(super) fn text(error: &io::Error) -> Option<String> {
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    if let Some(said) = crate::tls::blamed_on_the_clock(error) {
+        return Some(said);
+    }
+    match error {
         rustls::Error::AlertReceived(alert) => Some(format!(
             "the control plane refuses this certificate ({alert:?}): is it of this cluster's CA, and not expired?"
         )),
@@ -84,5 +88,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustls::CertificateError;
+
+    fn said(error: rustls::Error) -> String {
+        text(&io::Error::other(error)).unwrap()
+    }
+
+    #[test]
+    fn a_wrong_clock_is_not_taken_for_a_wrong_cluster() {
+        for reason in [CertificateError::NotValidYet, CertificateError::Expired] {
+            let said = said(rustls::Error::InvalidCertificate(reason));
+            assert!(said.contains("is the clock right?") && !said.contains("another cluster"), "{said}");
+        }
+        let unknown = said(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(unknown.contains("another cluster") && !unknown.contains("clock"), "{unknown}");
     }
 }

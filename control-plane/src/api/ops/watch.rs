@@ -4,10 +4,15 @@
 //!
 //! A change is told as seen through the selectors: an object that begins to match is ADDED, one
 //! that ceases to is DELETED.
+//!
+//! One watch may follow several kinds: one cursor on the shared history, so that their changes come
+//! in the order of their revisions, and begin at one revision.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use trellis_model::Kind;
 
 use super::encode::Selectors;
 use super::{Answer, ApiError, Ops, Target, projection};
@@ -19,6 +24,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
 /// Sooner where changes were left out because the client may not, or need not, see them: it
 /// waits to say that it has acted on everything up to there.
 const BOOKMARK_AFTER_HIDDEN: Duration = Duration::from_millis(500);
+/// Kinds in one watch: there are not many more, and each change is held against each.
+const MAX_KINDS: usize = 8;
 
 /// What a Watch asks for besides its target.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +38,8 @@ pub struct WatchArgs {
     pub from_revision: u64,
     /// Pods: the network projection only.
     pub network: bool,
+    /// Other kinds to follow in the same stream.
+    pub also: Vec<Target>,
 }
 
 /// What happened to an object, as seen through the selectors.
@@ -59,14 +68,20 @@ enum Pending {
     Bookmark(u64),
 }
 
-/// A running watch.
-pub struct WatchStream {
-    ops: Ops,
-    caller: Caller,
+/// One kind as this caller sees it.
+struct Sight {
     target: Target,
     rule: Rule,
     selectors: Selectors,
     network: bool,
+}
+
+/// A running watch.
+pub struct WatchStream {
+    ops: Ops,
+    caller: Caller,
+    /// Each kind once, in no order that counts.
+    sights: Vec<Sight>,
     watcher: Watcher,
     pending: VecDeque<Pending>,
     /// What the client was last told it is at.
@@ -80,54 +95,95 @@ impl Ops {
     /// [`ApiError::Expired`] when the revision is compacted, [`ApiError::Forbidden`],
     /// [`ApiError::BadRequest`], [`ApiError::Unavailable`].
     pub async fn watch(&self, caller: &Caller, target: &Target, args: &WatchArgs) -> Result<WatchStream, ApiError> {
-        let texts = (&*args.label_selector, &*args.field_selector, args.network);
         if args.from_revision == 0 {
             self.backend().read_barrier().await?;
         }
-        let (rule, selectors, network) = self.selection(caller, Verb::Watch, target, texts)?;
-        let filter = filter(target, &selectors);
+        let sights = self.sights(caller, target, args)?;
+        let filter = match sights.as_slice() {
+            [only] => filter(&only.target, &only.selectors),
+            several => WatchFilter::kinds(several.iter().map(|sight| sight.target.kind.name())),
+        };
         let (pending, watcher) = if args.from_revision == 0 {
-            self.begin(target, &selectors, filter)?
+            self.begin(&sights, filter)?
         } else {
             (VecDeque::new(), self.store().watch(filter, args.from_revision)?)
         };
-        Ok(WatchStream {
-            ops: self.clone(),
-            caller: caller.clone(),
-            target: target.clone(),
-            rule,
-            selectors,
-            network,
-            told: watcher.cursor(),
-            watcher,
-            pending,
-        })
+        let told = watcher.cursor();
+        Ok(WatchStream { ops: self.clone(), caller: caller.clone(), sights, watcher, pending, told })
+    }
+
+    /// What is watched: the target alone, seen through the selectors, or several kinds whole.
+    fn sights(&self, caller: &Caller, target: &Target, args: &WatchArgs) -> Result<Vec<Sight>, ApiError> {
+        let alone = args.also.is_empty();
+        let selected = !(args.label_selector.is_empty() && args.field_selector.is_empty());
+        let narrow = |t: &Target| !(t.namespace.is_empty() && t.name.is_empty());
+        let all = || std::iter::once(target).chain(&args.also);
+        if !alone && (selected || all().any(narrow)) {
+            let why = "a watch of several kinds takes no selectors, namespaces or names";
+            return Err(ApiError::BadRequest(why.into()));
+        }
+        if args.also.len() >= MAX_KINDS {
+            let why = format!("a watch of {} kinds: {MAX_KINDS} are the limit", args.also.len() + 1);
+            return Err(ApiError::BadRequest(why));
+        }
+        let mut sights: Vec<Sight> = Vec::with_capacity(1 + args.also.len());
+        for target in all() {
+            if sights.iter().any(|sight| sight.target.kind == target.kind) {
+                return Err(ApiError::BadRequest(format!("a watch names {} twice", target.kind.name())));
+            }
+            let network = args.network && (alone || target.kind == Kind::Pod);
+            let texts = (&*args.label_selector, &*args.field_selector, network);
+            let (rule, selectors, network) = self.selection(caller, Verb::Watch, target, texts)?;
+            sights.push(Sight { target: target.clone(), rule, selectors, network });
+        }
+        Ok(sights)
     }
 
     /// Everything there is, then a bookmark, and a watcher from there.
-    fn begin(
-        &self,
-        target: &Target,
-        selectors: &Selectors,
-        filter: WatchFilter,
-    ) -> Result<(VecDeque<Pending>, Watcher), ApiError> {
+    fn begin(&self, sights: &[Sight], filter: WatchFilter) -> Result<(VecDeque<Pending>, Watcher), ApiError> {
+        let (items, revision) = match sights {
+            [only] => self.begin_one(only)?,
+            several => {
+                let kinds: Vec<&str> = several.iter().map(|sight| sight.target.kind.name()).collect();
+                let (lists, revision) = self.store().list_kinds(&kinds);
+                (lists.into_iter().flatten().collect(), revision)
+            }
+        };
+        let watcher = self.store().watch(filter.clone(), revision)?;
+        let seen = |o: &Arc<Versioned>| {
+            filter.matches(o) && sight_of(sights, &o.key).is_some_and(|sight| sight.shows(o, self))
+        };
+        let mut pending: VecDeque<_> = items.into_iter().filter(seen).map(Pending::Existing).collect();
+        pending.push_back(Pending::Bookmark(revision));
+        Ok((pending, watcher))
+    }
+
+    fn begin_one(&self, sight: &Sight) -> Result<(Vec<Arc<Versioned>>, u64), ApiError> {
+        let target = &sight.target;
         let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
-        let page = match self.looked_up(target, selectors) {
+        let page = match self.looked_up(target, &sight.selectors) {
             Some(page) => page,
             None => self
                 .store()
                 .list(target.kind.name(), namespace, None, 0, None)
                 .map_err(|e| ApiError::Expired(e.to_string()))?,
         };
-        let watcher = self.store().watch(filter.clone(), page.revision)?;
-        let mut pending: VecDeque<_> = page
-            .items
-            .into_iter()
-            .filter(|o| filter.matches(o) && selectors.matches(target.kind, o, self.sealer()))
-            .map(Pending::Existing)
-            .collect();
-        pending.push_back(Pending::Bookmark(page.revision));
-        Ok((pending, watcher))
+        Ok((page.items, page.revision))
+    }
+}
+
+fn sight_of<'s>(sights: &'s [Sight], key: &Key) -> Option<&'s Sight> {
+    sights.iter().find(|sight| sight.target.kind.name() == key.kind)
+}
+
+impl Sight {
+    fn shows(&self, object: &Versioned, ops: &Ops) -> bool {
+        self.contains(&object.key) && self.selectors.matches(self.target.kind, object, ops.sealer())
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        let Target { namespace, name, .. } = &self.target;
+        (namespace.is_empty() || key.namespace == *namespace) && (name.is_empty() || key.name == *name)
     }
 }
 
@@ -182,7 +238,8 @@ impl WatchStream {
     fn item(&mut self, pending: Pending) -> Result<Option<WatchItem>, ApiError> {
         let event = match pending {
             Pending::Existing(object) => {
-                return self.change(WatchKind::Added, &object, object.revision).map(Some);
+                let Some(sight) = sight_of(&self.sights, &object.key) else { return Ok(None) };
+                return self.change(sight, WatchKind::Added, &object, object.revision).map(Some);
             }
             Pending::Bookmark(revision) => {
                 self.told = revision;
@@ -190,40 +247,32 @@ impl WatchStream {
             }
             Pending::Change(event) => event,
         };
-        let seen = |v: &Option<Arc<Versioned>>| v.clone().filter(|v| self.matches(v));
+        let Some(sight) = event.key().and_then(|key| sight_of(&self.sights, key)) else { return Ok(None) };
+        let seen = |v: &Option<Arc<Versioned>>| v.clone().filter(|v| sight.shows(v, &self.ops));
         let (old, new) = (seen(&event.old), seen(&event.new));
         match (old, new) {
             (None, None) => Ok(None),
-            (None, Some(new)) => self.change(WatchKind::Added, &new, event.revision).map(Some),
+            (None, Some(new)) => self.change(sight, WatchKind::Added, &new, event.revision).map(Some),
             (Some(old), None) => {
                 // The last state that the client may know of, at the revision of its going.
-                self.change(WatchKind::Deleted, &old, event.revision).map(Some)
+                self.change(sight, WatchKind::Deleted, &old, event.revision).map(Some)
             }
             (Some(old), Some(new)) => {
                 // A netd need not hear of what it cannot see.
-                if self.network && projection::network(&old, 0)? == projection::network(&new, 0)? {
+                if sight.network && projection::network(&old, 0)? == projection::network(&new, 0)? {
                     return Ok(None);
                 }
-                self.change(WatchKind::Modified, &new, event.revision).map(Some)
+                self.change(sight, WatchKind::Modified, &new, event.revision).map(Some)
             }
         }
     }
 
-    fn matches(&self, object: &Versioned) -> bool {
-        self.in_target(&object.key) && self.selectors.matches(self.target.kind, object, self.ops.sealer())
-    }
-
-    fn in_target(&self, key: &Key) -> bool {
-        let Target { namespace, name, .. } = &self.target;
-        (namespace.is_empty() || key.namespace == *namespace) && (name.is_empty() || key.name == *name)
-    }
-
-    fn change(&mut self, kind: WatchKind, object: &Versioned, revision: u64) -> Result<WatchItem, ApiError> {
-        if matches!(self.rule, Rule::ReferencedOn(_)) {
+    fn change(&self, sight: &Sight, kind: WatchKind, object: &Versioned, revision: u64) -> Result<WatchItem, ApiError> {
+        if matches!(sight.rule, Rule::ReferencedOn(_)) {
             // The Pod that referred to it may be gone by now.
-            self.ops.rule(&self.caller, Verb::Watch, &self.target)?;
+            self.ops.rule(&self.caller, Verb::Watch, &sight.target)?;
         }
-        let answer = self.ops.shown(object, revision, self.network)?;
+        let answer = self.ops.shown(object, revision, sight.network)?;
         Ok(WatchItem::Change(kind, answer))
     }
 }

@@ -43,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_pod_that_fits_nowhere_says_why", body: workloads::pending },
     Scenario { name: "cordon_and_drain_move_pods_away", body: workloads::drain },
     Scenario { name: "a_policy_admits_whom_it_names_and_nobody_else", body: policy::ingress },
+    Scenario { name: "a_policy_holds_from_a_new_pods_first_packet", body: policy::from_the_first_packet },
     Scenario { name: "daemons_die_and_containers_run_on", body: daemons::die },
     Scenario { name: "pods_and_network_work_without_a_control_plane", body: daemons::no_control_plane },
     Scenario { name: "a_node_reboots_without_a_control_plane_and_its_pods_run", body: reboot::without_control_plane },

@@ -62,3 +62,41 @@ pub fn ingress(cluster: &mut Cluster) -> Outcome {
     expect(cluster, "stranger", &targets, true, "without policies everybody is admitted again");
     Outcome::Passed
 }
+
+/// A Pod that asks once, as soon as its process runs, and says how it went.
+fn asks_once(name: &str, target: &Pod) -> Value {
+    let ask = format!(
+        "timeout 2 wget -q -O - http://{}:{}/ >/dev/null && echo reached || echo refused",
+        target.address,
+        web::PORT
+    );
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"asks": name}},
+        "spec": {"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": web::IMAGE, "command": ["sh", "-c", ask]}]}})
+}
+
+#[track_caller]
+fn its_word(cluster: &Cluster, pod: &str) -> String {
+    let said = wait::until(&format!("the word of {pod}"), LIMIT, || {
+        let ran = cluster.trellis(&["logs", pod]);
+        if ran.stdout.trim().is_empty() { Err(format!("{ran:?}")) } else { Ok(ran.stdout.trim().to_owned()) }
+    });
+    said.unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Policy and Pod come in one file, the policy first: no packet of the Pod passes, ever.
+pub fn from_the_first_packet(cluster: &mut Cluster) -> Outcome {
+    cluster.import_web_image();
+    cluster.apply("web.json", &web::deployment("web", 1).to_string());
+    let target = cluster.wait_ready("default", "app=web", 1).remove(0);
+    for round in 0..8 {
+        let (held, free) = (format!("held-{round}"), format!("free-{round}"));
+        let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": held},
+            "spec": {"podSelector": {"matchLabels": {"asks": held}}, "policyTypes": ["Egress"]}});
+        let objects = [policy, asks_once(&held, &target), asks_once(&free, &target)];
+        cluster.apply("first.yaml", &objects.map(|o| o.to_string()).join("\n---\n"));
+        assert_eq!(its_word(cluster, &held), "refused", "round {round}");
+        assert_eq!(its_word(cluster, &free), "reached", "round {round}: the control, without a policy");
+    }
+    Outcome::Passed
+}

@@ -96,6 +96,82 @@ async fn a_netd_hears_only_of_what_it_can_see() {
     assert_eq!(change(&mut watch).await.0, WatchKind::Modified);
 }
 
+fn all(kind: Kind) -> Target {
+    Target::new(kind, "", "")
+}
+
+fn several() -> WatchArgs {
+    WatchArgs { network: true, also: vec![all(Kind::Namespace), all(Kind::NetworkPolicy)], ..WatchArgs::default() }
+}
+
+fn policy(name: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": "default"}, "spec": {"podSelector": {}},
+    })
+}
+
+#[tokio::test]
+async fn several_kinds_in_one_watch_come_in_the_order_of_their_revisions() {
+    let bed = Bed::new().await;
+    bed.create(Kind::NetworkPolicy, &policy("p0")).await.unwrap();
+    bed.create(Kind::Pod, &pod("a")).await.unwrap();
+    bed.bind("a", "n1").await;
+    // From nothing: all that there is of each kind, and one bookmark for all of them.
+    let mut watch = bed.ops.watch(&netd("n1"), &all_pods(), &several()).await.unwrap();
+    let mut there = Vec::new();
+    let at = loop {
+        match next(&mut watch).await {
+            WatchItem::Change(WatchKind::Added, answer) => there.push(answer.key.name),
+            WatchItem::Bookmark(revision) => break revision,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(at, bed.ops.store().revision());
+    for name in ["a", "p0", "default"] {
+        assert!(there.iter().any(|n| n == name), "{name} is missing in {there:?}");
+    }
+    // Then changes, between which no other is missing.
+    let mut expected = Vec::new();
+    for i in 1..20 {
+        let (kind, object) = if i % 2 == 0 {
+            (Kind::NetworkPolicy, policy(&format!("p{i}")))
+        } else {
+            (Kind::Pod, pod(&format!("b{i}")))
+        };
+        bed.create(kind, &object).await.unwrap();
+        if kind == Kind::Pod {
+            bed.bind(&format!("b{i}"), "n1").await;
+        }
+        expected.push(object["metadata"]["name"].as_str().unwrap().to_owned());
+    }
+    for name in expected {
+        assert_eq!(change(&mut watch).await, (WatchKind::Added, name));
+    }
+    // The same from the bookmark's revision, elsewhere.
+    let args = WatchArgs { from_revision: at, ..several() };
+    let mut again = bed.ops.watch(&netd("n1"), &all_pods(), &args).await.unwrap();
+    assert_eq!(change(&mut again).await, (WatchKind::Added, "b1".into()));
+}
+
+#[tokio::test]
+async fn several_kinds_are_refused_where_one_may_not_be_seen_or_is_narrowed() {
+    let bed = Bed::new().await;
+    let refused = |target: Target, args: WatchArgs| {
+        let ops = bed.ops.clone();
+        async move { ops.watch(&netd("n1"), &target, &args).await.err().map(|e| e.to_string()).unwrap_or_default() }
+    };
+    let secrets = WatchArgs { also: vec![all(Kind::Secret)], ..several() };
+    assert!(refused(all_pods(), secrets).await.contains("secrets"), "a netd reads no Secrets");
+    let whole = WatchArgs { network: false, ..several() };
+    assert!(refused(all_pods(), whole).await.contains("network projection"), "a netd reads no whole Pods");
+    let twice = WatchArgs { also: vec![all(Kind::Pod)], ..several() };
+    assert!(refused(all_pods(), twice).await.contains("names Pod twice"));
+    let narrow = WatchArgs { label_selector: "a=b".into(), ..several() };
+    assert!(refused(all_pods(), narrow).await.contains("no selectors"));
+    assert_eq!(refused(all_pods(), several()).await, "", "the control: the same, as it may be");
+}
+
 #[tokio::test]
 async fn a_revision_before_the_history_is_expired() {
     use crate::store::{HistoryLimits, Store};
