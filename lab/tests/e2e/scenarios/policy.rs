@@ -75,11 +75,13 @@ fn asks_once(name: &str, target: &Pod) -> Value {
             {"name": "c", "image": web::IMAGE, "command": ["sh", "-c", ask]}]}})
 }
 
+/// The shell may add what became of its child.
 #[track_caller]
 fn its_word(cluster: &Cluster, pod: &str) -> String {
     let said = wait::until(&format!("the word of {pod}"), LIMIT, || {
         let ran = cluster.trellis(&["logs", pod]);
-        if ran.stdout.trim().is_empty() { Err(format!("{ran:?}")) } else { Ok(ran.stdout.trim().to_owned()) }
+        let word = ran.stdout.lines().find(|line| ["reached", "refused"].contains(line));
+        word.map(str::to_owned).ok_or_else(|| format!("{ran:?}"))
     });
     said.unwrap_or_else(|e| panic!("{e}"))
 }
