@@ -91,7 +91,7 @@ pub fn from_the_first_packet(cluster: &mut Cluster) -> Outcome {
     cluster.import_web_image();
     cluster.apply("web.json", &web::deployment("web", 1).to_string());
     let target = cluster.wait_ready("default", "app=web", 1).remove(0);
-    for round in 0..8 {
+    for round in 0..4 {
         let (held, free) = (format!("held-{round}"), format!("free-{round}"));
         let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": held},
             "spec": {"podSelector": {"matchLabels": {"asks": held}}, "policyTypes": ["Egress"]}});
