@@ -46,7 +46,7 @@ async fn create(connection: &Connection, kind: &str, name: String) {
     let key = ObjectKey { group: String::new(), kind: kind.into(), namespace: "default".into(), name: name.clone() };
     let json = json(kind, &name).into();
     let request = CreateRequest { key: Some(key), json, request_id: request_id(), dry_run: false };
-    connection.resources().create(request).await.unwrap();
+    connection.chan().create(request).await.unwrap();
 }
 
 fn connections(path: &str, count: usize) -> Vec<Connection> {

@@ -38,8 +38,10 @@ use crate::{
 
 mod context;
 mod refusal;
+mod writes;
 pub use context::{Context as ClusterContext, ContextError, Contexts};
 use refusal::{Refusal, Watched};
+use writes::Writer;
 
 /// A peer that lost power sends no FIN: ask it twice a second …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -159,6 +161,17 @@ struct State {
     /// Counts changes of `channel`, so that many calls failing together move on only once.
     generation: u64,
     channel: Option<(Channel, Refusal)>,
+    /// Of that channel; made by the first write.
+    writer: Option<Writer>,
+}
+
+impl State {
+    /// What uses the channel still goes on.
+    fn leave(&mut self) {
+        self.generation += 1;
+        self.channel = None;
+        self.writer = None;
+    }
 }
 
 struct Shared {
@@ -193,7 +206,7 @@ impl Connection {
     /// Endpoints are `https://IP:PORT` or `unix:///PATH`; nothing is dialled before the first call.
     #[must_use]
     pub fn new(endpoints: Vec<String>, tls: ClientTls) -> Self {
-        let state = Mutex::new(State { endpoints, current: 0, generation: 0, channel: None });
+        let state = Mutex::new(State { endpoints, current: 0, generation: 0, channel: None, writer: None });
         Self { shared: Arc::new(Shared { tls, keepalive_timeout: KEEPALIVE_TIMEOUT, state }) }
     }
 
@@ -202,8 +215,13 @@ impl Connection {
     #[must_use]
     pub fn for_bulk(&self) -> Self {
         let now = self.shared.lock();
-        let state =
-            Mutex::new(State { endpoints: now.endpoints.clone(), current: now.current, generation: 0, channel: None });
+        let state = Mutex::new(State {
+            endpoints: now.endpoints.clone(),
+            current: now.current,
+            generation: 0,
+            channel: None,
+            writer: None,
+        });
         let tls = self.shared.tls.clone();
         Self { shared: Arc::new(Shared { tls, keepalive_timeout: BULK_KEEPALIVE_TIMEOUT, state }) }
     }
@@ -218,8 +236,7 @@ impl Connection {
         let kept = now.and_then(|n| endpoints.iter().position(|e| *e == n));
         state.current = kept.unwrap_or(0);
         if kept.is_none() {
-            state.channel = None;
-            state.generation += 1;
+            state.leave();
         }
         state.endpoints = endpoints;
     }
@@ -369,12 +386,23 @@ impl Shared {
         Ok((state.generation, channel, refusal))
     }
 
+    /// The stream of writes to the member in use.
+    fn writer(self: &Arc<Self>) -> Writer {
+        let mut state = self.lock();
+        match &state.writer {
+            Some(writer) if !writer.ended() => writer.clone(),
+            _ => {
+                let writer = Writer::start(Chan { shared: Arc::clone(self), ready: None });
+                state.writer.insert(writer).clone()
+            }
+        }
+    }
+
     /// Leaves the endpoint that was in use at `generation`; does nothing if that happened already.
     fn move_on(&self, generation: u64) {
         let mut state = self.lock();
         if state.generation == generation {
-            state.generation += 1;
-            state.channel = None;
+            state.leave();
             state.current = (state.current + 1) % state.endpoints.len().max(1);
         }
     }

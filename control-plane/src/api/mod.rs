@@ -14,3 +14,4 @@ pub mod pods;
 pub mod resources;
 pub mod session;
 pub mod status;
+mod writes;

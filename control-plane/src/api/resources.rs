@@ -3,39 +3,38 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use trellis_model::Kind;
 use trellis_proto::api;
 use trellis_proto::api::resources_server::Resources;
 
-use super::ops::delete::DeleteArgs;
-use super::ops::{
-    Answer, ApiError, Effect, ListArgs, Ops, Part, Target, WatchArgs, WatchItem, WatchKind, WatchStream, WriteOptions,
-};
+use super::ops::{Answer, ApiError, ListArgs, Ops, Target, WatchArgs, WatchItem, WatchKind, WatchStream};
 use super::session::{Limits, Permit};
 use super::status::status;
+use super::writes::{self, Writes};
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct ResourcesService {
     ops: Ops,
+    writes: Writes,
     limits: Limits,
 }
 
 impl ResourcesService {
     /// On these operations, counting calls in `limits`.
     pub fn new(ops: Ops, limits: Limits) -> Self {
-        Self { ops, limits }
+        Self { writes: Writes::new(ops.clone()), ops, limits }
     }
 }
 
-fn target(key: Option<api::ObjectKey>) -> Result<Target, Status> {
+pub(super) fn target(key: Option<api::ObjectKey>) -> Result<Target, Status> {
     let key = key.ok_or_else(|| status(ApiError::BadRequest("the key is missing".into())))?;
     let kind = Kind::from_group_kind(&key.group, &key.kind).map_err(|e| status(ApiError::BadRequest(e.to_string())))?;
     Ok(Target::new(kind, key.namespace, key.name))
 }
 
-fn object(answer: Answer) -> api::Object {
+pub(super) fn object(answer: Answer) -> api::Object {
     let key = api::ObjectKey {
         group: answer.key.group,
         kind: answer.key.kind,
@@ -45,16 +44,11 @@ fn object(answer: Answer) -> api::Object {
     api::Object { key: Some(key), revision: answer.revision, json: answer.json }
 }
 
-fn reply(answer: Answer, applied: bool) -> Response<api::ObjectReply> {
-    let outcome = match (applied, answer.effect) {
-        (false, _) => api::ApplyOutcome::Unspecified,
-        (true, Effect::Created) => api::ApplyOutcome::Created,
-        (true, Effect::Configured) => api::ApplyOutcome::Configured,
-        (true, Effect::Unchanged) => api::ApplyOutcome::Unchanged,
-    };
-    let mut answer = answer;
+/// The answer to a read, and to a write that is no Apply.
+pub(super) fn reply(mut answer: Answer) -> api::ObjectReply {
     let warnings = std::mem::take(&mut answer.warnings);
-    Response::new(api::ObjectReply { object: Some(object(answer)), warnings, outcome: outcome.into() })
+    let outcome = api::ApplyOutcome::Unspecified.into();
+    api::ObjectReply { object: Some(object(answer)), warnings, outcome }
 }
 
 fn event(item: WatchItem) -> api::WatchEvent {
@@ -97,20 +91,12 @@ fn messages(watch: WatchStream, permit: Permit) -> impl Stream<Item = Result<api
 impl Resources for ResourcesService {
     async fn create(&self, request: Request<api::CreateRequest>) -> Result<Response<api::ObjectReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let r = request.into_inner();
-        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
-        let target = target(r.key)?;
-        let answer = self.ops.create(&caller, &target, &r.json, &options).await.map_err(status)?;
-        Ok(reply(answer, false))
+        self.writes.create(&caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn apply(&self, request: Request<api::ApplyRequest>) -> Result<Response<api::ObjectReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let r = request.into_inner();
-        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
-        let target = target(r.key)?;
-        let answer = self.ops.apply(&caller, &target, &r.json, &options).await.map_err(status)?;
-        Ok(reply(answer, true))
+        self.writes.apply(&caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<api::GetRequest>) -> Result<Response<api::ObjectReply>, Status> {
@@ -118,7 +104,7 @@ impl Resources for ResourcesService {
         let r = request.into_inner();
         let (target, stale) = (target(r.key)?, is_stale(r.consistency));
         let answer = self.ops.get(&caller, &target, stale).await.map_err(status)?;
-        Ok(reply(answer, false))
+        Ok(Response::new(reply(answer)))
     }
 
     async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListReply>, Status> {
@@ -143,34 +129,29 @@ impl Resources for ResourcesService {
 
     async fn update(&self, request: Request<api::UpdateRequest>) -> Result<Response<api::ObjectReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let r = request.into_inner();
-        let target = target(r.key)?;
-        let part = Part::parse(target.kind, &r.subresource).map_err(status)?;
-        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
-        let done = self.ops.update(&caller, &target, part, &r.json, &options).await;
-        Ok(reply(done.map_err(status)?, false))
+        self.writes.update(&caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn patch(&self, request: Request<api::PatchRequest>) -> Result<Response<api::ObjectReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let r = request.into_inner();
-        let target = target(r.key)?;
-        let part = Part::parse(target.kind, &r.subresource).map_err(status)?;
-        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
-        let done = self.ops.patch(&caller, &target, part, &r.merge_patch, &options).await;
-        Ok(reply(done.map_err(status)?, false))
+        self.writes.patch(&caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn delete(&self, request: Request<api::DeleteRequest>) -> Result<Response<api::DeleteReply>, Status> {
         let (caller, _permit) = self.limits.call(&request)?;
-        let r = request.into_inner();
-        let target = target(r.key)?;
-        let options = WriteOptions { request_id: r.request_id, dry_run: r.dry_run };
-        let args =
-            DeleteArgs { grace_seconds: r.grace_period_seconds, uid: r.uid, revision: r.revision, orphan: r.orphan };
-        let done = self.ops.delete(&caller, &target, &args, &options).await.map_err(status)?;
-        let object = Some(object(done.answer));
-        Ok(Response::new(api::DeleteReply { object, removed: done.removed }))
+        self.writes.delete(&caller, request.into_inner()).await.map(Response::new)
+    }
+
+    type WriteStream = Pin<Box<dyn Stream<Item = Result<api::WriteReply, Status>> + Send>>;
+
+    async fn write(
+        &self,
+        request: Request<Streaming<api::WriteRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        let (caller, permit) = self.limits.watch(&request)?;
+        let (writes, limits) = (self.writes.clone(), self.limits.clone());
+        let answers = writes::answers(writes, limits, (caller, permit), request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<api::WatchEvent, Status>> + Send>>;

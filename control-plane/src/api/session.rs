@@ -94,7 +94,15 @@ impl Limits {
         Ok((caller, permit))
     }
 
-    /// The same for a watch.
+    /// A place for one more call of a caller who is known.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED.
+    pub fn another(&self, caller: &Caller) -> Result<Permit, Status> {
+        self.take(Some(caller.clone()), What::Calls).map_err(status)
+    }
+
+    /// The same as [`Limits::call`] for a watch, or another stream that stays.
     ///
     /// # Errors
     /// UNAUTHENTICATED, RESOURCE_EXHAUSTED.

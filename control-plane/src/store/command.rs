@@ -193,13 +193,13 @@ impl Command {
         let mut total = 0;
         for op in &self.ops {
             total += op.len();
-            let (name, key_len, value_len) = op.sizes();
+            let (key_len, value_len) = op.sizes();
             if key_len > MAX_KEY_BYTES {
                 let what = "the length of an object's identity in bytes".to_string();
                 return Err(over(what, MAX_KEY_BYTES, key_len));
             }
             if value_len > MAX_OBJECT_BYTES {
-                let what = format!("the size of {name} in bytes");
+                let what = format!("the size of {} in bytes", op.name());
                 return Err(over(what, MAX_OBJECT_BYTES, value_len));
             }
         }
@@ -214,7 +214,7 @@ impl Command {
 impl Op {
     /// Bytes it takes, roughly.
     fn len(&self) -> usize {
-        let (_, key, value) = self.sizes();
+        let (key, value) = self.sizes();
         let index = match self {
             Op::Put { object, .. } => {
                 let pairs = object.index.labels.iter().chain(&object.index.fields);
@@ -227,13 +227,23 @@ impl Op {
         key + value + index + 32
     }
 
-    fn sizes(&self) -> (String, usize, usize) {
+    /// Bytes of its key and of its value.
+    fn sizes(&self) -> (usize, usize) {
         match self {
-            Op::Put { key, object, .. } => (key.to_string(), key.len(), object.json.len()),
-            Op::Delete { key, .. } | Op::Check { key, .. } => (String::new(), key.len(), 0),
-            Op::SysPut { key, value, .. } => (key.clone(), key.len(), value.len()),
-            Op::SysDelete { key, .. } => (String::new(), key.len(), 0),
-            Op::SetFeatureLevel(_) => (String::new(), 0, 0),
+            Op::Put { key, object, .. } => (key.len(), object.json.len()),
+            Op::Delete { key, .. } | Op::Check { key, .. } => (key.len(), 0),
+            Op::SysPut { key, value, .. } => (key.len(), value.len()),
+            Op::SysDelete { key, .. } => (key.len(), 0),
+            Op::SetFeatureLevel(_) => (0, 0),
+        }
+    }
+
+    /// What it writes, for a person.
+    fn name(&self) -> String {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => key.to_string(),
+            Op::SysPut { key, .. } | Op::SysDelete { key, .. } => key.clone(),
+            Op::SetFeatureLevel(level) => format!("feature level {level}"),
         }
     }
 }

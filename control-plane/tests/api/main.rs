@@ -8,3 +8,4 @@ mod members;
 mod objects;
 mod secrets;
 mod trust;
+mod writes;

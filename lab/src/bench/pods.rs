@@ -56,7 +56,7 @@ pub(super) fn creates(bench: &mut Bench<'_>) -> Result<()> {
                         request_id: request_id(),
                         dry_run: false,
                     };
-                    connection.resources().create(request).await.map(drop).map_err(|e| e.message().to_owned())
+                    connection.chan().create(request).await.map(drop).map_err(|e| e.message().to_owned())
                 }
             }))?;
             rates.push(load.per_second);
@@ -79,7 +79,7 @@ async fn delete(connection: Connection, name: String) -> std::result::Result<(),
         request_id: request_id(),
         ..DeleteRequest::default()
     };
-    match connection.resources().delete(request).await {
+    match connection.chan().delete(request).await {
         Err(status) if status.code() != Code::NotFound => Err(status.message().to_owned()),
         _ => Ok(()),
     }

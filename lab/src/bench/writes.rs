@@ -30,7 +30,8 @@ use crate::{
 const LENGTH: Duration = Duration::from_secs(4);
 const ROUNDS: usize = 3;
 const VALUE_BYTES: usize = 256;
-/// HTTP/2 connections that the clients share, ours and the peer's alike.
+/// HTTP/2 connections that the clients share, ours and the peer's alike. Ours send their writes down
+/// one stream of each, as every client of this library does.
 const CONNECTIONS: usize = 6;
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
@@ -110,5 +111,5 @@ async fn create(connection: Connection, serial: u64) -> std::result::Result<(), 
         request_id: request_id(),
         dry_run: false,
     };
-    connection.resources().create(request).await.map(drop).map_err(|e| e.message().to_owned())
+    connection.chan().create(request).await.map(drop).map_err(|e| e.message().to_owned())
 }

@@ -87,10 +87,7 @@ pub async fn get<T: DeserializeOwned>(conn: &Connection, key: &ObjectKey) -> Res
 pub async fn create<T: Serialize>(conn: &Connection, key: &ObjectKey, object: &T) -> Result<(), ApiError> {
     let json = serde_json::to_vec(object).map_err(|source| ApiError::Json { object: describe(key), source })?;
     let request = CreateRequest { key: Some(key.clone()), json: json.into(), request_id: request_id(), dry_run: false };
-    let call = conn.call(|chan| {
-        let request = request.clone();
-        async move { trellis_proto::api::resources_client::ResourcesClient::new(chan).create(request).await }
-    });
+    let call = conn.call(|chan| chan.create(request.clone()));
     call.await.map(drop).map_err(|s| refused(key, s))
 }
 
@@ -109,11 +106,8 @@ pub async fn update<T: Serialize + DeserializeOwned>(
         request_id: request_id(),
         dry_run: false,
     };
-    let call = conn.call(|chan| {
-        let request = request.clone();
-        async move { trellis_proto::api::resources_client::ResourcesClient::new(chan).update(request).await }
-    });
-    let reply = call.await.map_err(|s| refused(key, s))?.into_inner();
+    let call = conn.call(|chan| chan.update(request.clone()));
+    let reply = call.await.map_err(|s| refused(key, s))?;
     decode(key, &reply.object.unwrap_or_default().json)
 }
 
@@ -131,10 +125,7 @@ pub async fn delete_pod(conn: &Connection, pod: &Pod) -> Result<(), ApiError> {
         dry_run: false,
         orphan: false,
     };
-    let call = conn.call(|chan| {
-        let request = request.clone();
-        async move { trellis_proto::api::resources_client::ResourcesClient::new(chan).delete(request).await }
-    });
+    let call = conn.call(|chan| chan.delete(request.clone()));
     match call.await.map_err(|s| refused(&key, s)) {
         Ok(_) | Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => Ok(()),
         Err(error) => Err(error),

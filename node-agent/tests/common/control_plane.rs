@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::{
     api::*,
     server::{Listen, listen},
@@ -159,6 +159,12 @@ type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl resources_server::Resources for FakeControlPlane {
     type WatchStream = Out<WatchEvent>;
+    type WriteStream = Out<WriteReply>;
+
+    /// As a member from before there was this call: each write then comes on its own.
+    async fn write(&self, _: Request<Streaming<WriteRequest>>) -> Result<Response<Self::WriteStream>, Status> {
+        Err(Status::unimplemented("write"))
+    }
 
     async fn create(&self, r: Request<CreateRequest>) -> Result<Response<ObjectReply>, Status> {
         let r = r.into_inner();

@@ -1,0 +1,179 @@
+//! Many writes in one call: each as it would be in a call of its own, refusals too.
+
+use futures::{StreamExt as _, stream};
+use serde_json::json;
+use tonic::Code;
+use trellis_proto::api::{self, write_reply, write_request::Write};
+use trellis_proto::identity::Identity;
+use trellis_proto::status::details;
+
+use crate::bed::*;
+
+fn create_of(name: &str, request_id: &str) -> api::CreateRequest {
+    api::CreateRequest {
+        key: key("", "ConfigMap", "default", name),
+        json: config(name).to_string().into(),
+        request_id: request_id.into(),
+        dry_run: false,
+    }
+}
+
+/// Everything that is written goes down one call's stream: as many streams as connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_writes_share_a_call_and_each_has_its_own_answer() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let create = |i: usize| {
+        let (chan, name) = (admin.chan(), format!("m{i}"));
+        async move { (name.clone(), chan.create(create_of(&name, "")).await) }
+    };
+    // More at once than a member takes of one client: none is refused, since the stream holds them up.
+    let answers: Vec<_> = stream::iter((0..2_000).map(create)).buffer_unordered(2_000).collect().await;
+    assert_eq!(answers.len(), 2_000);
+    for (name, answer) in answers {
+        let made = value(answer.unwrap().object);
+        assert_eq!(made["metadata"]["name"], json!(name));
+        assert!(made["metadata"]["uid"].is_string() && made["metadata"]["resourceVersion"].is_string());
+    }
+    let all = api::ListRequest { key: key("", "ConfigMap", "default", ""), limit: 5_000, ..Default::default() };
+    let mut seen = 0;
+    let mut request = all.clone();
+    loop {
+        let page = admin.resources().list(request.clone()).await.unwrap().into_inner();
+        seen += page.items.iter().filter(|i| i.key.as_ref().unwrap().name.starts_with('m')).count();
+        if page.continue_token.is_empty() {
+            break;
+        }
+        request.continue_token = page.continue_token;
+    }
+    assert_eq!(seen, 2_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_write_answers_as_its_own_call_would() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let made = admin.chan().create(create_of("a", "r1")).await.unwrap();
+    // Repeated, it is answered, not done again: in either way of sending it.
+    assert_eq!(admin.chan().create(create_of("a", "r1")).await.unwrap(), made);
+    assert_eq!(admin.resources().create(create_of("a", "r1")).await.unwrap().into_inner(), made);
+    let alone = admin.resources().create(create_of("a", "r2")).await.unwrap_err();
+    let beside = admin.chan().create(create_of("a", "r2")).await.unwrap_err();
+    assert_eq!((beside.code(), beside.message()), (alone.code(), alone.message()));
+    assert_eq!(details(&beside).unwrap(), details(&alone).unwrap());
+    assert_eq!(details(&beside).unwrap().reason, "AlreadyExists");
+    // An update, whose repetition is of another revision.
+    let mut object = value(made.object);
+    object["metadata"]["labels"]["x"] = "y".into();
+    let update = |object: &serde_json::Value| api::UpdateRequest {
+        key: key("", "ConfigMap", "default", "a"),
+        json: object.to_string().into(),
+        ..Default::default()
+    };
+    admin.chan().update(update(&object)).await.unwrap();
+    let refused = admin.chan().update(update(&object)).await.unwrap_err();
+    assert_eq!((refused.code(), details(&refused).unwrap().reason.as_str()), (Code::Aborted, "Conflict"));
+    let patch = api::PatchRequest {
+        key: key("", "ConfigMap", "default", "a"),
+        merge_patch: json!({"data": {"k": "w"}}).to_string().into(),
+        ..Default::default()
+    };
+    assert_eq!(value(admin.chan().patch(patch).await.unwrap().object)["data"]["k"], "w");
+    let apply = api::ApplyRequest {
+        key: key("", "ConfigMap", "default", "b"),
+        json: config("b").to_string().into(),
+        ..Default::default()
+    };
+    assert_eq!(admin.chan().apply(apply.clone()).await.unwrap().outcome(), api::ApplyOutcome::Created);
+    assert_eq!(admin.chan().apply(apply).await.unwrap().outcome(), api::ApplyOutcome::Unchanged);
+    let delete = api::DeleteRequest { key: key("", "ConfigMap", "default", "a"), ..Default::default() };
+    assert!(admin.chan().delete(delete.clone()).await.unwrap().removed);
+    assert_eq!(admin.chan().delete(delete).await.unwrap_err().code(), Code::NotFound);
+    // All problems of a manifest, after which the stream goes on.
+    let bad = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "b"},
+        "spec": {"containers": [{"name": "A!", "image": ""}]}});
+    let bad = api::CreateRequest { key: key("", "Pod", "", ""), json: bad.to_string().into(), ..Default::default() };
+    assert!(details(&admin.chan().create(bad).await.unwrap_err()).unwrap().causes.len() >= 2);
+    admin.chan().create(create_of("after", "")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_writes_gives_no_right_that_a_call_has_not() {
+    let bed = Bed::start().await;
+    let node = |name: &str| api::CreateRequest {
+        key: key("", "Node", "", name),
+        json: json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}).to_string().into(),
+        ..Default::default()
+    };
+    let agent = bed.client(&Identity::Agent("n1".into()));
+    assert_eq!(code(agent.chan().create(create_of("a", "")).await), Code::PermissionDenied);
+    assert_eq!(code(agent.chan().create(node("n2")).await), Code::PermissionDenied);
+    // What it may, it may here too.
+    agent.chan().create(node("n1")).await.unwrap();
+    let netd = bed.client(&Identity::Netd("n1".into()));
+    assert_eq!(code(netd.chan().create(node("n3")).await), Code::PermissionDenied);
+}
+
+/// What a client of ours would not send.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_no_kind_is_refused_and_the_next_one_done() {
+    let bed = Bed::start().await;
+    let create = Write::Create(create_of("a", ""));
+    let requests = [(7, None), (7, Some(create))].map(|(id, write)| api::WriteRequest { id, write });
+    let mut replies = bed.admin().resources().write(stream::iter(requests)).await.unwrap().into_inner();
+    let (mut refused, mut done) = (0, 0);
+    while let Some(reply) = replies.message().await.unwrap() {
+        assert_eq!(reply.id, 7);
+        match reply.result.unwrap() {
+            write_reply::Result::Refused(r) => {
+                assert_eq!(Code::from(r.code), Code::InvalidArgument, "{}", r.message);
+                refused += 1;
+            }
+            write_reply::Result::Done(_) => done += 1,
+            write_reply::Result::Deleted(_) => panic!("nothing was deleted"),
+        }
+    }
+    assert_eq!((refused, done), (1, 1));
+}
+
+/// A large object has a call of its own, with the limit and the words of such a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_too_large_ends_no_other() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    let large = |bytes: usize| {
+        let mut object = config("large");
+        object["data"]["k"] = "x".repeat(bytes).into();
+        api::CreateRequest { json: object.to_string().into(), ..create_of("large", "") }
+    };
+    let others = (0..50).map(|i| {
+        let chan = admin.chan();
+        async move { chan.create(create_of(&format!("o{i}"), "")).await }
+    });
+    let (refused, others) = tokio::join!(admin.chan().create(large(9 << 20)), futures::future::join_all(others));
+    assert_eq!(refused.unwrap_err().code(), Code::ResourceExhausted);
+    assert!(others.iter().all(Result::is_ok));
+    admin.chan().create(large(500_000)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_when_their_member_ends_and_comes_again() {
+    let mut bed = Bed::start().await;
+    let admin = bed.admin();
+    let create = |name: String| {
+        let admin = admin.clone();
+        let request = create_of(&name, &format!("id-{name}"));
+        async move { admin.call(|chan| chan.create(request.clone())).await.map(|_| name) }
+    };
+    create("before".into()).await.unwrap();
+    let writers: Vec<_> = (0..20).map(|i| tokio::spawn(create(format!("during{i}")))).collect();
+    bed.stop().await;
+    bed.run().await;
+    // A connection of its own: this one may have been closed since its last answer.
+    let reader = bed.admin();
+    for writer in writers {
+        let name = writer.await.unwrap().unwrap();
+        get(&reader, "", "ConfigMap", "default", &name).await.unwrap();
+    }
+    create("after".into()).await.unwrap();
+}
