@@ -53,6 +53,9 @@ const BATCH: usize = 256;
 const RESYNC_PERIOD: Duration = Duration::from_secs(3);
 /// The cluster's state is written at most this often.
 const SAVE_PERIOD: Duration = Duration::from_secs(2);
+/// … and this soon after a Pod was attached: its node's power may fail the next moment, and it is to
+/// come back with a netd that knows it, whether the control plane answers then or not.
+const SAVE_PERIOD_ATTACHED: Duration = Duration::from_millis(200);
 /// The control plane counts as answering for this long after its last answer.
 const API_FRESH: Duration = Duration::from_secs(3);
 /// An Attach waits this long for the API to show the Pod, or the node its pod CIDR. It is looked at
@@ -114,6 +117,8 @@ pub struct Engine {
     /// What of the cluster is in the file, or on its way there.
     saved_changes: u64,
     unsaved: bool,
+    /// A Pod has got its address since the last save.
+    attached: bool,
     last_save: Instant,
     /// The cluster's state on its way to the disk.
     saving: Option<Saving>,
@@ -193,6 +198,7 @@ impl Engine {
             last_resync: now,
             saved_changes: 0,
             unsaved: false,
+            attached: false,
             last_save: now,
             saving: None,
             ipam_unsaved: false,
@@ -224,7 +230,8 @@ impl Engine {
             }
             self.work();
             // Behind the work: the file is not to know what the kernel does not.
-            if self.unsaved && self.last_save.elapsed() >= SAVE_PERIOD {
+            let period = if self.attached { SAVE_PERIOD_ATTACHED } else { SAVE_PERIOD };
+            if self.unsaved && self.last_save.elapsed() >= period {
                 self.save_cluster();
             }
         }
@@ -373,7 +380,7 @@ impl Engine {
         self.last_save = Instant::now();
         self.saved_changes = self.cluster.changes();
         match self.store.save_cluster_beside(&self.cluster) {
-            Ok(saving) => (self.saving, self.unsaved) = (Some(saving), false),
+            Ok(saving) => (self.saving, self.unsaved, self.attached) = (Some(saving), false, false),
             Err(error) => tracing::error!(%error, "cannot store what is known of the cluster"),
         }
     }

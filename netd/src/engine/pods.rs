@@ -181,6 +181,7 @@ impl Engine {
             }
         }
         self.dirty |= allocated;
+        self.attached |= allocated;
         for (attach, error) in refused {
             let _ = attach.reply.send(Err(error));
         }

@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures::StreamExt as _;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,11 +30,11 @@ type Answer = oneshot::Sender<Result<Outcome, Status>>;
 /// A stream of writes to one member; it ends when the last handle is dropped.
 #[derive(Clone)]
 pub(super) struct Writer {
-    queue: mpsc::Sender<(Write, Answer)>,
+    queue: mpsc::Sender<WriteRequest>,
+    waiting: Shared,
 }
 
-/// Who waits for an answer, by the number of the write. An entry a caller, until it is answered or
-/// the stream ends.
+/// Who waits for an answer, by the number of the write. An entry a caller, as long as it waits.
 #[derive(Default)]
 struct Waiting {
     last: u64,
@@ -55,12 +54,25 @@ fn tell(answer: Answer, result: Result<Outcome, Status>) {
     drop(answer.send(result));
 }
 
+/// A caller's place among those that wait, given up when it goes.
+struct Place<'a> {
+    waiting: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(self.waiting).answers.remove(&self.id);
+    }
+}
+
 impl Writer {
     /// Opens the stream in the background; must be called within a runtime.
     pub(super) fn start(chan: Chan) -> Self {
-        let (queue, jobs) = mpsc::channel(QUEUE);
-        tokio::spawn(run(chan, jobs));
-        Self { queue }
+        let (queue, requests) = mpsc::channel(QUEUE);
+        let waiting = Shared::default();
+        tokio::spawn(run(chan, requests, Arc::clone(&waiting)));
+        Self { queue, waiting }
     }
 
     pub(super) fn ended(&self) -> bool {
@@ -69,22 +81,25 @@ impl Writer {
 
     async fn send(&self, write: Write) -> Result<Outcome, Status> {
         let (answer, answered) = oneshot::channel();
-        let ended = || Status::unavailable("the stream of writes has ended");
-        self.queue.send((write, answer)).await.map_err(|_| ended())?;
-        answered.await.unwrap_or_else(|_| Err(ended()))
+        let id = {
+            let mut waiting = lock(&self.waiting);
+            if let Some(end) = &waiting.ended {
+                return Err(end.clone());
+            }
+            waiting.last += 1;
+            let id = waiting.last;
+            waiting.answers.insert(id, answer);
+            id
+        };
+        let _place = Place { waiting: &self.waiting, id };
+        // When the stream has ended meanwhile, the answer is why.
+        drop(self.queue.send(WriteRequest { id, write: Some(write) }).await);
+        answered.await.unwrap_or_else(|_| Err(Status::unavailable("the stream of writes has ended")))
     }
 }
 
-async fn run(chan: Chan, jobs: mpsc::Receiver<(Write, Answer)>) {
-    let waiting = Shared::default();
-    let numbered = {
-        let waiting = Arc::clone(&waiting);
-        ReceiverStream::new(jobs).filter_map(move |(write, answer)| {
-            let request = number(&waiting, write, answer);
-            std::future::ready(request)
-        })
-    };
-    let end = match answers(chan, numbered, &waiting).await {
+async fn run(chan: Chan, requests: mpsc::Receiver<WriteRequest>, waiting: Shared) {
+    let end = match answers(chan, ReceiverStream::new(requests), &waiting).await {
         Ok(()) => Status::unavailable("the member ended the stream of writes"),
         Err(status) => status,
     };
@@ -93,18 +108,6 @@ async fn run(chan: Chan, jobs: mpsc::Receiver<(Write, Answer)>) {
         tell(answer, Err(end.clone()));
     }
     waiting.ended = Some(end);
-}
-
-fn number(waiting: &Shared, write: Write, answer: Answer) -> Option<WriteRequest> {
-    let mut waiting = lock(waiting);
-    if let Some(end) = &waiting.ended {
-        tell(answer, Err(end.clone()));
-        return None;
-    }
-    waiting.last += 1;
-    let id = waiting.last;
-    waiting.answers.insert(id, answer);
-    Some(WriteRequest { id, write: Some(write) })
 }
 
 async fn answers<S>(chan: Chan, requests: S, waiting: &Shared) -> Result<(), Status>
