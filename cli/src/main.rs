@@ -4,6 +4,8 @@
 //! there; 5 the control plane or a node cannot be reached; 124 a wait ran out of time; `exec`
 //! passes on the exit code of what it ran.
 #![forbid(unsafe_code)]
+// Doc comments of arguments are their help texts: brackets in them are the grammar's, not links.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 mod cli;
 mod error;

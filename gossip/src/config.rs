@@ -92,9 +92,9 @@ pub enum Effect {
         /// What.
         packet: Vec<u8>,
     },
-    /// [`Gossip::view`] answers something new.
+    /// [`Gossip::view`](crate::Gossip::view) answers something new.
     ViewChanged,
-    /// Call [`Gossip::on_timer`] at this moment; it replaces the one asked for before.
+    /// Call [`Gossip::on_timer`](crate::Gossip::on_timer) at this moment; it replaces the one asked for before.
     SetTimer(Duration),
 }
 

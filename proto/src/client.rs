@@ -390,7 +390,7 @@ impl Shared {
     fn writer(self: &Arc<Self>) -> Writer {
         let mut state = self.lock();
         match &state.writer {
-            Some(writer) if !writer.ended() => writer.clone(),
+            Some(writer) if !writer.is_broken() => writer.clone(),
             _ => {
                 let writer = Writer::start(Chan { shared: Arc::clone(self), ready: None });
                 state.writer.insert(writer).clone()

@@ -28,6 +28,11 @@ pub fn name_the_limit(response: http::Response<Body>) -> http::Response<Body> {
     }
 }
 
+/// The same for a message within a stream.
+pub fn named(refused: Status) -> Status {
+    limit_of(refused.message()).map_or(refused, |limit| status(ApiError::TooLarge(limit)))
+}
+
 /// The two numbers in tonic's text.
 fn limit_of(message: &str) -> Option<LimitExceeded> {
     let rest = message.strip_prefix("Error, decoded message length too large: found ")?;

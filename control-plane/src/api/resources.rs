@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use trellis_model::Kind;
 use trellis_proto::api;
@@ -19,12 +20,13 @@ pub struct ResourcesService {
     ops: Ops,
     writes: Writes,
     limits: Limits,
+    stop: CancellationToken,
 }
 
 impl ResourcesService {
-    /// On these operations, counting calls in `limits`.
-    pub fn new(ops: Ops, limits: Limits) -> Self {
-        Self { writes: Writes::new(ops.clone()), ops, limits }
+    /// On these operations, counting calls in `limits`; streams of writes end with `stop`.
+    pub fn new(ops: Ops, limits: Limits, stop: CancellationToken) -> Self {
+        Self { writes: Writes::new(ops.clone()), ops, limits, stop }
     }
 }
 
@@ -150,7 +152,7 @@ impl Resources for ResourcesService {
     ) -> Result<Response<Self::WriteStream>, Status> {
         let (caller, permit) = self.limits.watch(&request)?;
         let (writes, limits) = (self.writes.clone(), self.limits.clone());
-        let answers = writes::answers(writes, limits, (caller, permit), request.into_inner());
+        let answers = writes::answers(writes, limits, (caller, permit), request.into_inner(), self.stop.clone());
         Ok(Response::new(Box::pin(answers)))
     }
 

@@ -11,7 +11,7 @@ use super::ops::ApiError;
 use super::status::status;
 use crate::auth::Caller;
 
-/// Calls of one client at once: sixteen times what a busy benchmark uses, and small enough that
+/// Calls of one client at once, writes in streams among them: four times what a busy benchmark uses, and small enough that
 /// a client gone wild cannot starve the others of memory.
 const MAX_CALLS: usize = 1_024;
 /// Watches of one client at once: an administrator's tools and dashboards share one identity.

@@ -4,18 +4,21 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use trellis_proto::api::{self, write_reply::Result as Outcome, write_request::Write};
 
 use super::ops::delete::DeleteArgs;
 use super::ops::{ApiError, Effect, Ops, Part, WriteOptions};
+use super::oversize::named;
 use super::resources::{object, reply, target};
 use super::session::{Limits, Permit};
 use super::status::status;
 use crate::auth::Caller;
 
-/// Writes of one stream at once; more wait in the connection, whose flow control holds the client up.
-const AT_ONCE: usize = 512;
+/// Writes of one stream at once: an eighth of what a client may have under way; more wait in the
+/// connection, whose flow control holds the client up.
+const AT_ONCE: usize = 128;
 
 /// Decodes a write, does it, and encodes the answer. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -104,17 +107,19 @@ fn refusal(status: &Status) -> api::Refusal {
     api::Refusal { code: status.code().into(), message: status.message().to_owned(), details }
 }
 
-/// The answers to a stream of writes, each when it is done. Ends with the stream, or with its error.
+/// The answers to a stream of writes, each when it is done. Ends with the stream, with its error, or,
+/// with what is under way then, when this member is to stop.
 pub(super) fn answers(
     writes: Writes,
     limits: Limits,
     (caller, place): (Caller, Permit),
     requests: Streaming<api::WriteRequest>,
+    stop: CancellationToken,
 ) -> impl Stream<Item = Result<api::WriteReply, Status>> + Send {
     let sender = Arc::new(Sender { writes, limits, caller, _place: place });
     let answer = move |request: Result<api::WriteRequest, Status>| {
         let sender = Arc::clone(&sender);
-        async move { Ok(sender.answer(request?).await) }
+        async move { Ok(sender.answer(request.map_err(named)?).await) }
     };
-    requests.map(answer).buffer_unordered(AT_ONCE)
+    requests.take_until(stop.cancelled_owned()).map(answer).buffer_unordered(AT_ONCE)
 }

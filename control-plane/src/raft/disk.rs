@@ -67,6 +67,9 @@ pub trait DiskFile: Send {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reserves space, so that appends change no metadata; only a hint.
     fn preallocate(&mut self, length: u64) -> io::Result<()>;
+    /// Writes zeros over the first `length` bytes, and to the disk: what is written there later changes
+    /// content alone. Only a hint; nothing may rest on it.
+    fn fill(&mut self, length: u64) -> io::Result<()>;
     /// Cuts or extends.
     fn set_len(&mut self, length: u64) -> io::Result<()>;
     /// Makes content and length durable.
@@ -153,6 +156,17 @@ impl DiskFile for RealFile {
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             other => other.map_err(Into::into),
         }
+    }
+
+    fn fill(&mut self, length: u64) -> io::Result<()> {
+        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let mut at = 0;
+        while at < length {
+            let part = (length - at).min(ZEROS.len() as u64);
+            self.write_at(at, &ZEROS[..part as usize])?;
+            at += part;
+        }
+        self.0.sync_data()
     }
 
     fn set_len(&mut self, length: u64) -> io::Result<()> {

@@ -285,6 +285,11 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn fill(&mut self, length: u64) -> io::Result<()> {
+        // A hint that this disk does not take: less is durable so.
+        self.preallocate(length)
+    }
+
     fn set_len(&mut self, length: u64) -> io::Result<()> {
         let _alive = self.disk.alive()?;
         let mut content = lock_content(&self.inode);

@@ -31,7 +31,7 @@ const LENGTH: Duration = Duration::from_secs(4);
 const ROUNDS: usize = 3;
 const VALUE_BYTES: usize = 256;
 /// HTTP/2 connections that the clients share, ours and the peer's alike. Ours send their writes down
-/// one stream of each, as every client of this library does.
+/// one stream of each, as node agents do.
 const CONNECTIONS: usize = 6;
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {

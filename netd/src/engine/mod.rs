@@ -53,8 +53,9 @@ const BATCH: usize = 256;
 const RESYNC_PERIOD: Duration = Duration::from_secs(3);
 /// The cluster's state is written at most this often.
 const SAVE_PERIOD: Duration = Duration::from_secs(2);
-/// … and this soon after a Pod was attached: its node's power may fail the next moment, and it is to
-/// come back with a netd that knows it, whether the control plane answers then or not.
+/// … and at most this often while Pods are attached: the node's power may fail the next moment, and
+/// they are to come back with a netd that knows them, whether the control plane answers then or not.
+/// What is not due yet is written with the next event, a tick later at most.
 const SAVE_PERIOD_ATTACHED: Duration = Duration::from_millis(200);
 /// The control plane counts as answering for this long after its last answer.
 const API_FRESH: Duration = Duration::from_secs(3);
@@ -388,7 +389,7 @@ impl Engine {
     fn saved(&mut self, saving: Saving) {
         if let Err(error) = finish(saving) {
             tracing::error!(%error, "cannot store what is known of the cluster");
-            self.unsaved = true;
+            (self.unsaved, self.attached) = (true, true);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Network policy: what the model says about each Pod of this node, as an nftables table.
 //!
 //! [`Ruleset::build`] turns compiled policies into sets, chains and two verdict maps;
-//! [`plan`] says how to get from what the kernel has to that. Both are pure. The decision itself
+//! [`plan`](mod@plan) says how to get from what the kernel has to that. Both are pure. The decision itself
 //! (which policy selects whom) is `trellis_model::policy`.
 //!
 //! ```text

@@ -2,15 +2,18 @@
 //! stream, and the answers come back on it as they are done. A message in a call that is open costs
 //! a fraction of a call.
 //!
-//! A member from before this, or a write that would keep the others waiting, has a call of its own.
+//! A write that would keep the others waiting has a call of its own, and so has every one to a member
+//! that opens no stream: one from before there were any, or where this client has too many open.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures::StreamExt as _;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
@@ -25,13 +28,41 @@ const QUEUE: usize = 512;
 /// A larger one goes on its own: it would hold up those behind it.
 const SMALL_BYTES: usize = 64 * 1024;
 
-type Answer = oneshot::Sender<Result<Outcome, Status>>;
+/// What came of a write; `None`: the member opens no stream, nothing was sent.
+type Answer = oneshot::Sender<Option<Result<Outcome, Status>>>;
 
-/// A stream of writes to one member; it ends when the last handle is dropped.
+/// A stream of writes to one member. When the last handle goes, callers' included, nobody waits for
+/// an answer any more, and the stream is reset: what it has under way at the member is given up.
 #[derive(Clone)]
 pub(super) struct Writer {
     queue: mpsc::Sender<WriteRequest>,
     waiting: Shared,
+    _task: Arc<AbortOnDrop>,
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why a stream takes no more writes.
+#[derive(Clone)]
+enum End {
+    /// The member opens none.
+    NotOpened,
+    Broken(Status),
+}
+
+impl End {
+    fn answer(self) -> Option<Result<Outcome, Status>> {
+        match self {
+            Self::NotOpened => None,
+            Self::Broken(status) => Some(Err(status)),
+        }
+    }
 }
 
 /// Who waits for an answer, by the number of the write. An entry a caller, as long as it waits.
@@ -39,8 +70,7 @@ pub(super) struct Writer {
 struct Waiting {
     last: u64,
     answers: HashMap<u64, Answer>,
-    /// Why there will be no more answers.
-    ended: Option<Status>,
+    end: Option<End>,
 }
 
 type Shared = Arc<Mutex<Waiting>>;
@@ -50,7 +80,7 @@ fn lock(waiting: &Shared) -> std::sync::MutexGuard<'_, Waiting> {
 }
 
 /// A caller that gave up needs no answer.
-fn tell(answer: Answer, result: Result<Outcome, Status>) {
+fn tell(answer: Answer, result: Option<Result<Outcome, Status>>) {
     drop(answer.send(result));
 }
 
@@ -71,20 +101,21 @@ impl Writer {
     pub(super) fn start(chan: Chan) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let waiting = Shared::default();
-        tokio::spawn(run(chan, requests, Arc::clone(&waiting)));
-        Self { queue, waiting }
+        let task = tokio::spawn(run(chan, requests, Arc::clone(&waiting)));
+        Self { queue, waiting, _task: Arc::new(AbortOnDrop(task.abort_handle())) }
     }
 
-    pub(super) fn ended(&self) -> bool {
-        self.queue.is_closed()
+    /// Another is to be started for the next write. Not where the member opens none: this one knows.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(lock(&self.waiting).end, Some(End::Broken(_)))
     }
 
-    async fn send(&self, write: Write) -> Result<Outcome, Status> {
+    async fn send(&self, write: Write) -> Option<Result<Outcome, Status>> {
         let (answer, answered) = oneshot::channel();
         let id = {
             let mut waiting = lock(&self.waiting);
-            if let Some(end) = &waiting.ended {
-                return Err(end.clone());
+            if let Some(end) = &waiting.end {
+                return end.clone().answer();
             }
             waiting.last += 1;
             let id = waiting.last;
@@ -94,43 +125,54 @@ impl Writer {
         let _place = Place { waiting: &self.waiting, id };
         // When the stream has ended meanwhile, the answer is why.
         drop(self.queue.send(WriteRequest { id, write: Some(write) }).await);
-        answered.await.unwrap_or_else(|_| Err(Status::unavailable("the stream of writes has ended")))
+        answered.await.unwrap_or_else(|_| Some(Err(Status::unavailable("the stream of writes has ended"))))
     }
 }
 
 async fn run(chan: Chan, requests: mpsc::Receiver<WriteRequest>, waiting: Shared) {
-    let end = match answers(chan, ReceiverStream::new(requests), &waiting).await {
-        Ok(()) => Status::unavailable("the member ended the stream of writes"),
-        Err(status) => status,
-    };
+    let wanted = Arc::clone(&waiting);
+    let requests = ReceiverStream::new(requests).filter(move |request| {
+        // What its caller has given up meanwhile is not sent.
+        std::future::ready(lock(&wanted).answers.contains_key(&request.id))
+    });
+    let end = answers(chan, requests, &waiting).await;
     let mut waiting = lock(&waiting);
     for (_, answer) in waiting.answers.drain() {
-        tell(answer, Err(end.clone()));
+        tell(answer, end.clone().answer());
     }
-    waiting.ended = Some(end);
+    waiting.end = Some(end);
 }
 
-async fn answers<S>(chan: Chan, requests: S, waiting: &Shared) -> Result<(), Status>
+async fn answers<S>(chan: Chan, requests: S, waiting: &Shared) -> End
 where
     S: futures::Stream<Item = WriteRequest> + Send + 'static,
 {
-    // The connection is not held: when its last handle goes, the queue closes, and the stream ends.
-    let mut replies = {
+    // The connection is not held beyond this: who holds this stream alone would hold itself.
+    let opened = {
         let mut client = ResourcesClient::new(chan).max_decoding_message_size(super::MESSAGE_LIMIT_BYTES);
-        client.write(requests).await?.into_inner()
+        client.write(requests).await
     };
-    while let Some(WriteReply { id, result }) = replies.message().await? {
+    let mut replies = match opened {
+        Ok(replies) => replies.into_inner(),
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => {
+            return End::NotOpened;
+        }
+        Err(status) => return End::Broken(status),
+    };
+    loop {
+        let WriteReply { id, result } = match replies.message().await {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return End::Broken(Status::unavailable("the member ended the stream of writes")),
+            Err(status) => return End::Broken(status),
+        };
         let Some(answer) = lock(waiting).answers.remove(&id) else { continue };
-        tell(
-            answer,
-            match result {
-                Some(Outcome::Refused(r)) => Err(Status::with_details(Code::from(r.code), r.message, r.details)),
-                Some(done) => Ok(done),
-                None => Err(Status::internal("the member answered a write without saying how it went")),
-            },
-        );
+        let result = match result {
+            Some(Outcome::Refused(r)) => Err(Status::with_details(Code::from(r.code), r.message, r.details)),
+            Some(done) => Ok(done),
+            None => Err(Status::internal("the member answered a write without saying how it went")),
+        };
+        tell(answer, Some(result));
     }
-    Ok(())
 }
 
 fn object(outcome: Outcome) -> Result<ObjectReply, Status> {
@@ -197,9 +239,10 @@ impl Chan {
         if !small {
             return self.alone(write).await;
         }
-        match self.shared.writer().send(write.clone()).await {
-            Err(status) if status.code() == Code::Unimplemented => self.alone(write).await,
-            done => done,
+        let writer = self.shared.writer();
+        match writer.send(write.clone()).await {
+            Some(done) => done,
+            None => self.alone(write).await,
         }
     }
 

@@ -3,12 +3,13 @@
 //! Entries, votes, truncations and purges are records of one sequence, so that their order on
 //! disk is their order in time ([`writer`]). Purging drops whole segments; each segment's head
 //! repeats what older ones said ([`record`]). At start the sequence is read back ([`recover`]).
-//! The newest entries stay in memory for followers in step ([`memory`]); older ones are read
+//! Segments are made and filled with zeros ahead ([`spare`]). The newest entries stay in memory for followers in step ([`memory`]); older ones are read
 //! from disk.
 
 mod memory;
 mod record;
 mod recover;
+mod spare;
 mod writer;
 
 use std::fmt::Debug;

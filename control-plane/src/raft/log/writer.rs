@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::IOFlushed;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::memory::{Memory, Place};
 use super::record::{self, Head, MAGIC, MAGIC_LEN, Record};
+use super::spare::Spares;
 use crate::raft::config::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::disk::{Disk, DiskFile, SyncSite};
 
@@ -68,6 +69,7 @@ pub(super) struct Writer {
     segment_bytes: u64,
     cache_bytes: usize,
     file: Box<dyn DiskFile>,
+    spares: Spares,
     /// The file's number and what the next head will say.
     head: Head,
     offset: u64,
@@ -107,7 +109,8 @@ impl Writer {
                 purged: known.purged,
             }
         };
-        let (file, offset) = create(&*disk, &dir, &head, sizes.0)?;
+        let mut spares = Spares::new(disk.clone(), &dir, sizes.0)?;
+        let (file, offset) = begin(&*disk, &dir, &head, &mut spares)?;
         Ok(Self {
             disk,
             dir,
@@ -115,6 +118,7 @@ impl Writer {
             segment_bytes: sizes.0,
             cache_bytes: sizes.1,
             file,
+            spares,
             head,
             offset,
             segments,
@@ -147,6 +151,8 @@ impl Writer {
         }
         if self.offset >= self.segment_bytes {
             self.rotate()?;
+        } else if self.offset >= self.segment_bytes / 2 {
+            self.spares.begin();
         }
         Ok(())
     }
@@ -235,7 +241,7 @@ impl Writer {
     fn rotate(&mut self) -> io::Result<()> {
         self.head.segment += 1;
         self.segments.push_back(self.head.segment);
-        (self.file, self.offset) = create(&*self.disk, &self.dir, &self.head, self.segment_bytes)?;
+        (self.file, self.offset) = begin(&*self.disk, &self.dir, &self.head, &mut self.spares)?;
         Ok(())
     }
 
@@ -253,11 +259,10 @@ impl Writer {
     }
 }
 
-/// Makes a segment and its name durable; its head becomes so with the first commit, and until
+/// Begins a segment and makes its name durable; its head becomes so with the first commit, and until
 /// then nothing rests on it: older segments are dropped only after a commit.
-fn create(disk: &dyn Disk, dir: &std::path::Path, head: &Head, size: u64) -> io::Result<(Box<dyn DiskFile>, u64)> {
-    let mut file = disk.create(&dir.join(record::file_name(head.segment)))?;
-    file.preallocate(size)?;
+fn begin(disk: &dyn Disk, dir: &Path, head: &Head, spares: &mut Spares) -> io::Result<(Box<dyn DiskFile>, u64)> {
+    let mut file = spares.take(head.segment)?;
     let mut bytes = MAGIC.to_vec();
     debug_assert_eq!(bytes.len() as u64, MAGIC_LEN);
     record::encode(&mut bytes, head.segment, &Record::Head(head.clone()))?;
