@@ -1,5 +1,5 @@
 //! The NetworkPolicy decision, twice: [`decide`] says of one connection whether the policies allow
-//! it, straight from Kubernetes' words; [`compile`] turns the policies into what a node's kernel
+//! it, straight from Kubernetes' words; [`compile()`] turns the policies into what a node's kernel
 //! needs for one Pod. A property test holds the two together.
 //!
 //! A Pod is isolated for a direction once any policy selects it for that direction; then only what

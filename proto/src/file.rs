@@ -105,7 +105,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
 /// The same, readable by everybody.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn write_public<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
     store(path, serde_json::to_vec_pretty(value), 0o644)
 }
@@ -113,7 +113,7 @@ pub fn write_public<T: Serialize>(path: &Path, value: &T) -> Result<(), FileErro
 /// The same on one line: for files that are written often and read by nobody but us.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn write_compact<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
     store(path, serde_json::to_vec(value), 0o600)
 }

@@ -159,7 +159,7 @@ impl DiskFile for RealFile {
     }
 
     fn fill(&mut self, length: u64) -> io::Result<()> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut at = 0;
         while at < length {
             let part = (length - at).min(ZEROS.len() as u64);

@@ -135,7 +135,7 @@ pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// Reads [`base64`] text.
+/// Reads [`base64()`] text.
 ///
 /// # Errors
 /// [`PkiError::Malformed`].
