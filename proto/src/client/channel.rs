@@ -76,7 +76,7 @@ pub(super) fn watched_channel(
         .connect_with_connector_lazy(service))
 }
 
-/// Adds where to, but leaves TLS' own errors as they are, for [`refusal::text`].
+/// Adds where to, but leaves TLS' own errors as they are, for [`super::refusal::text`].
 fn named(target: &Target, error: io::Error) -> io::Error {
     match error.get_ref() {
         Some(inner) if inner.is::<rustls::Error>() => error,
