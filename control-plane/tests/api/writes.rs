@@ -20,7 +20,7 @@ fn create_of(name: &str, request_id: &str) -> api::CreateRequest {
 
 /// Everything that is written goes down one call's stream: as many streams as connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_writes_share_a_call_and_each_has_its_own_answer() {
+async fn two_thousand_writes_share_a_call_and_each_has_its_own_answer() {
     let bed = Bed::start().await;
     let admin = bed.admin();
     let create = |i: usize| {
