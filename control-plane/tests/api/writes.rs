@@ -1,5 +1,8 @@
 //! Many writes in one call: each as it would be in a call of its own, refusals too.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tonic::Code;
@@ -160,20 +163,37 @@ async fn a_write_that_is_too_large_ends_no_other() {
 async fn writes_go_on_when_their_member_ends_and_comes_again() {
     let mut bed = Bed::start().await;
     let admin = bed.admin();
-    let create = |name: String| {
+    let create = move |name: String| {
         let admin = admin.clone();
         let request = create_of(&name, &format!("id-{name}"));
         async move { admin.call(|chan| chan.create(request.clone())).await.map(|_| name) }
     };
-    create("before".into()).await.unwrap();
-    let writers: Vec<_> = (0..20).map(|i| tokio::spawn(create(format!("during{i}")))).collect();
+    // Each writes without a pause, so that the stop finds writes under way.
+    let done = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..20)
+        .map(|writer| {
+            let (create, done) = (create.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut names = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    names.push(create(format!("w{writer}-{}", names.len())).await.unwrap());
+                }
+                names
+            })
+        })
+        .collect();
+    let first = bed.admin();
+    eventually("writes are under way", || async { get(&first, "", "ConfigMap", "default", "w19-1").await.is_ok() })
+        .await;
     bed.stop().await;
     bed.run().await;
+    done.store(true, Ordering::Relaxed);
     // A connection of its own: this one may have been closed since its last answer.
     let reader = bed.admin();
     for writer in writers {
-        let name = writer.await.unwrap().unwrap();
-        get(&reader, "", "ConfigMap", "default", &name).await.unwrap();
+        for name in writer.await.unwrap() {
+            get(&reader, "", "ConfigMap", "default", &name).await.unwrap();
+        }
     }
     create("after".into()).await.unwrap();
 }
