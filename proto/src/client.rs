@@ -31,18 +31,22 @@ use crate::{
 mod channel;
 mod context;
 mod refusal;
+mod route;
 mod writes;
 use channel::{BULK_KEEPALIVE_TIMEOUT, KEEPALIVE_TIMEOUT, watched_channel};
 pub use channel::{bulk_channel, channel};
 pub use context::{Context as ClusterContext, ContextError, Contexts};
 use refusal::Refusal;
-use writes::Writer;
+use route::Route;
+use writes::{End, Line, Writer};
 
 /// Calls without a deadline of their own end after this.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two tries, doubling up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(320);
+/// A stream to the leader that was opened for many writes is closed when there were none for so long.
+const LINE_IDLE: Duration = Duration::from_secs(2);
 /// Objects are at most 1.5 MB and a list page holds up to 500.
 pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
 
@@ -54,9 +58,14 @@ struct State {
     channel: Option<(Channel, Refusal)>,
     /// Of that channel; made by the first write.
     writer: Option<Writer>,
+    route: Route<Writer>,
 }
 
 impl State {
+    fn new(endpoints: Vec<String>, current: usize) -> Self {
+        Self { endpoints, current, generation: 0, channel: None, writer: None, route: Route::default() }
+    }
+
     /// What uses the channel still goes on.
     fn leave(&mut self) {
         self.generation += 1;
@@ -97,7 +106,7 @@ impl Connection {
     /// Endpoints are `https://IP:PORT` or `unix:///PATH`; nothing is dialled before the first call.
     #[must_use]
     pub fn new(endpoints: Vec<String>, tls: ClientTls) -> Self {
-        let state = Mutex::new(State { endpoints, current: 0, generation: 0, channel: None, writer: None });
+        let state = Mutex::new(State::new(endpoints, 0));
         Self { shared: Arc::new(Shared { tls, keepalive_timeout: KEEPALIVE_TIMEOUT, state }) }
     }
 
@@ -106,13 +115,7 @@ impl Connection {
     #[must_use]
     pub fn for_bulk(&self) -> Self {
         let now = self.shared.lock();
-        let state = Mutex::new(State {
-            endpoints: now.endpoints.clone(),
-            current: now.current,
-            generation: 0,
-            channel: None,
-            writer: None,
-        });
+        let state = Mutex::new(State::new(now.endpoints.clone(), now.current));
         let tls = self.shared.tls.clone();
         Self { shared: Arc::new(Shared { tls, keepalive_timeout: BULK_KEEPALIVE_TIMEOUT, state }) }
     }
@@ -130,6 +133,7 @@ impl Connection {
             state.leave();
         }
         state.endpoints = endpoints;
+        state.route.forget();
     }
 
     /// The endpoints known.
@@ -155,6 +159,12 @@ impl Connection {
     pub fn next_endpoint(&self) {
         let generation = self.shared.lock().generation;
         self.shared.move_on(generation);
+    }
+
+    /// Do writes go to the leader past the member in use? So they do while there are many.
+    #[must_use]
+    pub fn follows_leader(&self) -> bool {
+        self.shared.lock().route.leader().is_some()
     }
 
     /// The transport, for a generated client.
@@ -277,14 +287,47 @@ impl Shared {
         Ok((state.generation, channel, refusal))
     }
 
-    /// The stream of writes to the member in use.
-    fn writer(self: &Arc<Self>) -> Writer {
+    /// The stream to send a write on: to the leader where this client is busy and has found it, else
+    /// to the member in use. O(1), and now and then a connection.
+    fn line(self: &Arc<Self>) -> Line {
         let mut state = self.lock();
-        match &state.writer {
-            Some(writer) if !writer.is_broken() => writer.clone(),
-            _ => {
-                let writer = Writer::start(Chan { shared: Arc::clone(self), ready: None });
-                state.writer.insert(writer).clone()
+        if let Some((id, writer)) = state.route.leader() {
+            return Line { writer: writer.clone(), to_leader: Some(id) };
+        }
+        let known = state.writer.take().filter(|w| !w.has_ended());
+        let writer = known.unwrap_or_else(|| {
+            let id = state.route.new_home();
+            Writer::start(Chan { shared: Arc::clone(self), ready: None }, (Arc::downgrade(self), id), None)
+        });
+        state.writer = Some(writer.clone());
+        state.route.begins(writer.is_busy());
+        if let Some(next) = state.route.wanted(state.current, state.endpoints.len(), Instant::now())
+            && let Some(endpoint) = state.endpoints.get(next).cloned()
+        {
+            let other = Connection::new(vec![endpoint], self.tls.clone());
+            state.route.opens(|id| Writer::start(other.chan(), (Arc::downgrade(self), id), Some(LINE_IDLE)));
+        }
+        Line { writer, to_leader: None }
+    }
+
+    /// The member at the end of a stream says whether it leads.
+    fn member_says(&self, stream: u64, leads: bool) {
+        let mut state = self.lock();
+        let members = state.endpoints.len();
+        state.route.says(stream, leads, members, Instant::now());
+    }
+
+    /// A stream has ended. Where it went to the leader, the member in use is not to blame: who fails
+    /// with the stream must not leave it.
+    fn stream_ended(&self, stream: u64, end: &End) {
+        let mut state = self.lock();
+        let members = state.endpoints.len();
+        match end {
+            End::Idle => state.route.idle(stream),
+            End::NotOpened | End::Broken(_) => {
+                if state.route.broke(stream, members, Instant::now()) {
+                    state.generation += 1;
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use trellis_model::Kind;
@@ -13,6 +14,7 @@ use super::ops::{Answer, ApiError, ListArgs, Ops, Target, WatchArgs, WatchItem, 
 use super::session::{Limits, Permit};
 use super::status::status;
 use super::writes::{self, Writes};
+use crate::raft::Leadership;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -20,13 +22,14 @@ pub struct ResourcesService {
     ops: Ops,
     writes: Writes,
     limits: Limits,
+    leadership: watch::Receiver<Leadership>,
     stop: CancellationToken,
 }
 
 impl ResourcesService {
-    /// On these operations, counting calls in `limits`; streams of writes end with `stop`.
-    pub fn new(ops: Ops, limits: Limits, stop: CancellationToken) -> Self {
-        Self { writes: Writes::new(ops.clone()), ops, limits, stop }
+    /// On these operations, counting calls in `limits`; streams of writes tell who leads and end with `stop`.
+    pub fn new(ops: Ops, limits: Limits, leadership: watch::Receiver<Leadership>, stop: CancellationToken) -> Self {
+        Self { writes: Writes::new(ops.clone()), ops, limits, leadership, stop }
     }
 }
 
@@ -152,7 +155,8 @@ impl Resources for ResourcesService {
     ) -> Result<Response<Self::WriteStream>, Status> {
         let (caller, permit) = self.limits.watch(&request)?;
         let (writes, limits) = (self.writes.clone(), self.limits.clone());
-        let answers = writes::answers(writes, limits, (caller, permit), request.into_inner(), self.stop.clone());
+        let (leadership, stop) = (self.leadership.clone(), self.stop.clone());
+        let answers = writes::answers(writes, limits, (caller, permit), request.into_inner(), leadership, stop);
         Ok(Response::new(Box::pin(answers)))
     }
 

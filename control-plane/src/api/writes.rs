@@ -2,8 +2,11 @@
 //! that is open costs a fraction of a call, so who has many writes under way sends them so.
 
 use std::sync::Arc;
+use std::task::Poll;
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use trellis_proto::api::{self, write_reply::Result as Outcome, write_request::Write};
@@ -15,6 +18,7 @@ use super::resources::{object, reply, target};
 use super::session::{Limits, Permit};
 use super::status::status;
 use crate::auth::Caller;
+use crate::raft::Leadership;
 
 /// Writes of one stream at once: an eighth of what a client may have under way; more wait in the
 /// connection, whose flow control holds the client up.
@@ -98,7 +102,8 @@ impl Sender {
             Ok(_permit) => self.writes.any(&self.caller, request.write).await,
             Err(refused) => Err(refused),
         };
-        api::WriteReply { id: request.id, result: Some(done.unwrap_or_else(|s| Outcome::Refused(refusal(&s)))) }
+        let result = Some(done.unwrap_or_else(|s| Outcome::Refused(refusal(&s))));
+        api::WriteReply { id: request.id, result, leads: None }
     }
 }
 
@@ -107,13 +112,25 @@ fn refusal(status: &Status) -> api::Refusal {
     api::Refusal { code: status.code().into(), message: status.message().to_owned(), details }
 }
 
-/// The answers to a stream of writes, each when it is done. Ends with the stream, with its error, or,
-/// with what is under way then, when this member is to stop.
+/// Whether this member leads: at once, and whenever it changes. Ends with the member.
+fn news(leadership: watch::Receiver<Leadership>) -> impl Stream<Item = api::WriteReply> + Send {
+    let mut last = None;
+    WatchStream::new(leadership).filter_map(move |now| {
+        let changed = last != Some(now.is_leader);
+        last = Some(now.is_leader);
+        let said = changed.then(|| api::WriteReply { id: 0, result: None, leads: last });
+        std::future::ready(said)
+    })
+}
+
+/// The answers to a stream of writes, each when it is done, and news of the leadership. Ends with the stream, with
+/// its error, or, with what is under way then, when this member is to stop.
 pub(super) fn answers(
     writes: Writes,
     limits: Limits,
     (caller, place): (Caller, Permit),
     requests: Streaming<api::WriteRequest>,
+    leadership: watch::Receiver<Leadership>,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<api::WriteReply, Status>> + Send {
     let sender = Arc::new(Sender { writes, limits, caller, _place: place });
@@ -121,5 +138,16 @@ pub(super) fn answers(
         let sender = Arc::clone(&sender);
         async move { Ok(sender.answer(request.map_err(named)?).await) }
     };
-    requests.take_until(stop.cancelled_owned()).map(answer).buffer_unordered(AT_ONCE)
+    let mut answers = Box::pin(requests.take_until(stop.cancelled_owned()).map(answer).buffer_unordered(AT_ONCE));
+    let mut news = Box::pin(news(leadership));
+    stream::poll_fn(move |cx| {
+        // The answers' end is the stream's.
+        if let ready @ Poll::Ready(_) = answers.poll_next_unpin(cx) {
+            return ready;
+        }
+        match news.poll_next_unpin(cx) {
+            Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    })
 }

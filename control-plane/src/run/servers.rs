@@ -153,7 +153,7 @@ fn api_routes(
         .map_err(|e| RunError::Reflection(e.to_string()))?;
     let (health, health_service) = tonic_health::server::health_reporter();
     tasks.spawn(tell_health(health, consensus.clone(), stop.clone()));
-    let resources = ResourcesService::new(ops.clone(), limits.clone(), stop.clone());
+    let resources = ResourcesService::new(ops.clone(), limits.clone(), consensus.leadership(), stop.clone());
     let resources = ResourcesServer::new(resources).max_decoding_message_size(MAX_REQUEST_BYTES);
     Ok(Routes::new(resources)
         .add_service(ClusterServer::new(cluster))

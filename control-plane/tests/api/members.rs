@@ -13,7 +13,7 @@ use trellis_proto::tls::ClientTls;
 use crate::bed::*;
 
 /// What `cluster join --control-plane` does on the machine `name`.
-async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
+pub async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
     let request = api::CreateTokenRequest { ttl_seconds: 600, control_plane: true };
     let token = bed.admin().cluster().create_token(request).await.unwrap().into_inner().token;
     let [api, peer] = free_ports();
@@ -49,7 +49,7 @@ async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
     reply.member_id
 }
 
-async fn run(dir: &std::path::Path) -> Running {
+pub async fn run(dir: &std::path::Path) -> Running {
     let settings = Settings::load(&args(dir)).unwrap();
     start(settings, CancellationToken::new()).await.unwrap()
 }
@@ -61,7 +61,7 @@ async fn voters(bed: &Bed) -> Vec<(u64, String)> {
     members.filter(|m| m.role != "learner").map(|m| (m.id, m.name)).collect()
 }
 
-async fn until_voters(bed: &Bed, expected: &[(u64, &str)]) {
+pub async fn until_voters(bed: &Bed, expected: &[(u64, &str)]) {
     let expected: Vec<_> = expected.iter().map(|(id, name)| (*id, (*name).to_owned())).collect();
     eventually(&format!("voters are {expected:?}"), || async { voters(bed).await == expected }).await;
 }

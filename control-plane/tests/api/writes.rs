@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tonic::Code;
+use trellis_control_plane::config::Settings;
 use trellis_proto::api::{self, write_reply, write_request::Write};
+use trellis_proto::client::Connection;
 use trellis_proto::identity::Identity;
 use trellis_proto::status::details;
+use trellis_proto::tls::ClientTls;
 
 use crate::bed::*;
+use crate::members::{joined, run, until_voters};
 
 fn create_of(name: &str, request_id: &str) -> api::CreateRequest {
     api::CreateRequest {
@@ -126,6 +130,11 @@ async fn a_write_of_no_kind_is_refused_and_the_next_one_done() {
     let mut replies = bed.admin().resources().write(stream::iter(requests)).await.unwrap().into_inner();
     let (mut refused, mut done) = (0, 0);
     while let Some(reply) = replies.message().await.unwrap() {
+        if reply.leads.is_some() {
+            // News of the member, no answer.
+            assert!(reply.id == 0 && reply.result.is_none());
+            continue;
+        }
         assert_eq!(reply.id, 7);
         match reply.result.unwrap() {
             write_reply::Result::Refused(r) => {
@@ -196,4 +205,61 @@ async fn writes_go_on_when_their_member_ends_and_comes_again() {
         }
     }
     create("after".into()).await.unwrap();
+}
+
+/// A client that uses a follower, and is busy, sends its writes to whoever leads, whoever that is; when it is busy no
+/// more, it has one connection again.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writes_follow_the_leader() {
+    let bed = Bed::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    joined(&bed, dir.path(), "n2").await;
+    let second = run(dir.path()).await;
+    until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
+    let me = Settings::load(&args(dir.path())).unwrap().me().unwrap().clone();
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
+    let client = Connection::new(vec![format!("https://{}", me.api_address), bed.endpoint()], tls);
+    // One write at a time is no reason for another connection.
+    for i in 0..50 {
+        client.chan().create(create_of(&format!("one-{i}"), "")).await.unwrap();
+        assert!(!client.follows_leader());
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..20)
+        .map(|writer| {
+            let (client, done) = (client.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut names = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let name = format!("w{writer}-{}", names.len());
+                    let request = create_of(&name, &format!("id-{name}"));
+                    client.call(|chan| chan.create(request.clone())).await.unwrap();
+                    names.push(name);
+                }
+                names
+            })
+        })
+        .collect();
+    let lead = |member: &'static str| {
+        let admin = bed.admin();
+        async move {
+            let request = api::TransferLeaderRequest { member: member.into() };
+            admin.cluster().transfer_leader(request).await.unwrap();
+        }
+    };
+    eventually("writes go to n1, which leads", || async { client.follows_leader() }).await;
+    lead("n2").await;
+    eventually("the member in use leads itself", || async { !client.follows_leader() }).await;
+    lead("n1").await;
+    eventually("writes go to n1 again", || async { client.follows_leader() }).await;
+    done.store(true, Ordering::Relaxed);
+    let mut names = Vec::new();
+    for writer in writers {
+        names.extend(writer.await.unwrap());
+    }
+    eventually("the stream to the leader is closed", || async { !client.follows_leader() }).await;
+    for name in names {
+        get(&client, "", "ConfigMap", "default", &name).await.unwrap();
+    }
+    second.shutdown().await;
 }

@@ -1,13 +1,14 @@
 //! Many writes in one call: what a connection's callers write at the same time goes down one
 //! stream, and the answers come back on it as they are done. A message in a call that is open costs
-//! a fraction of a call.
+//! a fraction of a call. A client that is busy sends them to the leader (see [`super::route`]).
 //!
 //! A write that would keep the others waiting has a call of its own, and so has every one to a member
 //! that opens no stream: one from before there were any, or where this client has too many open.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use futures::StreamExt as _;
@@ -15,13 +16,14 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
-use super::Chan;
+use super::{Chan, Shared};
 use crate::api::{
     ApplyRequest, CreateRequest, DeleteReply, DeleteRequest, ObjectReply, PatchRequest, UpdateRequest, WriteReply,
     WriteRequest, resources_client::ResourcesClient, write_reply::Result as Outcome, write_request::Write,
 };
+use crate::status::retryable;
 
 /// Writes that wait to be sent; more wait in their callers.
 const QUEUE: usize = 512;
@@ -36,7 +38,7 @@ type Answer = oneshot::Sender<Option<Result<Outcome, Status>>>;
 #[derive(Clone)]
 pub(super) struct Writer {
     queue: mpsc::Sender<WriteRequest>,
-    waiting: Shared,
+    waiting: Callers,
     _task: Arc<AbortOnDrop>,
 }
 
@@ -50,16 +52,18 @@ impl Drop for AbortOnDrop {
 
 /// Why a stream takes no more writes.
 #[derive(Clone)]
-enum End {
+pub(super) enum End {
     /// The member opens none.
     NotOpened,
+    /// There was nothing to write.
+    Idle,
     Broken(Status),
 }
 
 impl End {
     fn answer(self) -> Option<Result<Outcome, Status>> {
         match self {
-            Self::NotOpened => None,
+            Self::NotOpened | Self::Idle => None,
             Self::Broken(status) => Some(Err(status)),
         }
     }
@@ -73,9 +77,9 @@ struct Waiting {
     end: Option<End>,
 }
 
-type Shared = Arc<Mutex<Waiting>>;
+type Callers = Arc<Mutex<Waiting>>;
 
-fn lock(waiting: &Shared) -> std::sync::MutexGuard<'_, Waiting> {
+fn lock(waiting: &Callers) -> std::sync::MutexGuard<'_, Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -86,7 +90,7 @@ fn tell(answer: Answer, result: Option<Result<Outcome, Status>>) {
 
 /// A caller's place among those that wait, given up when it goes.
 struct Place<'a> {
-    waiting: &'a Shared,
+    waiting: &'a Callers,
     id: u64,
 }
 
@@ -96,18 +100,34 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Whose stream it is, and its number there.
+type Owner = (Weak<Shared>, u64);
+
+/// The stream that a write is to go down.
+pub(super) struct Line {
+    pub(super) writer: Writer,
+    /// It goes to the leader, past the member in use; the stream's number.
+    pub(super) to_leader: Option<u64>,
+}
+
 impl Writer {
-    /// Opens the stream in the background; must be called within a runtime.
-    pub(super) fn start(chan: Chan) -> Self {
+    /// Opens the stream in the background, and closes it when it was `idle` for so long; must be called
+    /// within a runtime.
+    pub(super) fn start(chan: Chan, owner: Owner, idle: Option<Duration>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
-        let waiting = Shared::default();
-        let task = tokio::spawn(run(chan, requests, Arc::clone(&waiting)));
+        let waiting = Callers::default();
+        let task = tokio::spawn(run(chan, requests, Arc::clone(&waiting), owner, idle));
         Self { queue, waiting, _task: Arc::new(AbortOnDrop(task.abort_handle())) }
     }
 
     /// Another is to be started for the next write. Not where the member opens none: this one knows.
-    pub(super) fn is_broken(&self) -> bool {
-        matches!(lock(&self.waiting).end, Some(End::Broken(_)))
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(lock(&self.waiting).end, Some(End::Broken(_) | End::Idle))
+    }
+
+    /// Writes are under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !lock(&self.waiting).answers.is_empty()
     }
 
     async fn send(&self, write: Write) -> Option<Result<Outcome, Status>> {
@@ -129,13 +149,31 @@ impl Writer {
     }
 }
 
-async fn run(chan: Chan, requests: mpsc::Receiver<WriteRequest>, waiting: Shared) {
+async fn run(
+    chan: Chan,
+    requests: mpsc::Receiver<WriteRequest>,
+    waiting: Callers,
+    (shared, id): Owner,
+    idle: Option<Duration>,
+) {
     let wanted = Arc::clone(&waiting);
     let requests = ReceiverStream::new(requests).filter(move |request| {
         // What its caller has given up meanwhile is not sent.
         std::future::ready(lock(&wanted).answers.contains_key(&request.id))
     });
-    let end = answers(chan, requests, &waiting).await;
+    let says = |leads| {
+        if let Some(shared) = shared.upgrade() {
+            shared.member_says(id, leads);
+        }
+    };
+    let end = match open(chan, requests).await {
+        Ok(replies) => answers(replies, &waiting, says, idle).await,
+        Err(end) => end,
+    };
+    // Before any caller fails with it, so that none leaves the member in use for that.
+    if let Some(shared) = shared.upgrade() {
+        shared.stream_ended(id, &end);
+    }
     let mut waiting = lock(&waiting);
     for (_, answer) in waiting.answers.drain() {
         tell(answer, end.clone().answer());
@@ -143,25 +181,57 @@ async fn run(chan: Chan, requests: mpsc::Receiver<WriteRequest>, waiting: Shared
     waiting.end = Some(end);
 }
 
-async fn answers<S>(chan: Chan, requests: S, waiting: &Shared) -> End
+/// The connection is not held beyond this: who holds this stream alone would hold itself.
+async fn open<S>(chan: Chan, requests: S) -> Result<Streaming<WriteReply>, End>
 where
     S: futures::Stream<Item = WriteRequest> + Send + 'static,
 {
-    // The connection is not held beyond this: who holds this stream alone would hold itself.
-    let opened = {
-        let mut client = ResourcesClient::new(chan).max_decoding_message_size(super::MESSAGE_LIMIT_BYTES);
-        client.write(requests).await
-    };
-    let mut replies = match opened {
-        Ok(replies) => replies.into_inner(),
-        Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => {
-            return End::NotOpened;
-        }
-        Err(status) => return End::Broken(status),
-    };
+    let mut client = ResourcesClient::new(chan).max_decoding_message_size(super::MESSAGE_LIMIT_BYTES);
+    match client.write(requests).await {
+        Ok(replies) => Ok(replies.into_inner()),
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => Err(End::NotOpened),
+        Err(status) => Err(End::Broken(status)),
+    }
+}
+
+/// Gives each answer to who waits for it, and `says` whether the member leads, until the stream ends.
+async fn answers(
+    mut replies: Streaming<WriteReply>,
+    waiting: &Callers,
+    says: impl Fn(bool),
+    idle: Option<Duration>,
+) -> End {
+    let mut looks = idle.map(|i| tokio::time::interval_at(tokio::time::Instant::now() + i, i));
+    let mut used = true;
     loop {
-        let WriteReply { id, result } = match replies.message().await {
-            Ok(Some(reply)) => reply,
+        let look = async {
+            match &mut looks {
+                Some(looks) => looks.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        let reply = tokio::select! {
+            biased;
+            reply = replies.message() => reply,
+            _ = look => {
+                let mut waiting = lock(waiting);
+                if !used && waiting.answers.is_empty() {
+                    // From here on nobody comes to wait.
+                    waiting.end = Some(End::Idle);
+                    return End::Idle;
+                }
+                used = false;
+                continue;
+            }
+        };
+        used = true;
+        let (id, result) = match reply {
+            Ok(Some(WriteReply { id, result, leads })) => {
+                if let Some(leads) = leads {
+                    says(leads);
+                }
+                (id, result)
+            }
             Ok(None) => return End::Broken(Status::unavailable("the member ended the stream of writes")),
             Err(status) => return End::Broken(status),
         };
@@ -239,8 +309,17 @@ impl Chan {
         if !small {
             return self.alone(write).await;
         }
-        let writer = self.shared.writer();
-        match writer.send(write.clone()).await {
+        let line = self.shared.line();
+        match line.writer.send(write.clone()).await {
+            Some(Err(status)) => {
+                // A leader that does not take it may be none any more; the member in use will know.
+                if let Some(id) = line.to_leader
+                    && retryable(&status)
+                {
+                    self.shared.stream_ended(id, &End::Broken(status.clone()));
+                }
+                Err(status)
+            }
             Some(done) => done,
             None => self.alone(write).await,
         }
