@@ -8,7 +8,8 @@
 //! roles = ["control-plane", "worker"]
 //! labels = { zone = "a" }
 //! ```
-//! Without `nodes`, `control_planes` and `workers` count them. The same file may be YAML.
+//! Without `nodes`, `control_planes` and `workers` count them. The same file may be YAML. `memory` (MiB), `cpus` and
+//! `box`, of all nodes or of one, and `provider` are the Vagrantfile's: namespaces share this machine's.
 
 use std::{collections::BTreeMap, collections::BTreeSet, net::Ipv4Addr, path::Path};
 
@@ -22,6 +23,8 @@ use crate::{Error, Result};
 const FIRST_HOST: u32 = 11;
 /// Bound of what one machine can carry; also what /24 has room for.
 const MAX_NODES: usize = 200;
+/// Those that the Vagrantfile knows.
+const PROVIDERS: [&str; 2] = ["libvirt", "virtualbox"];
 
 /// The file as it is written by a person.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +37,11 @@ struct File {
     pod_cidr: Option<Ipv4Network>,
     certificate_lifetime: Option<String>,
     insecure_registries: Vec<String>,
+    memory: Option<u32>,
+    cpus: Option<u32>,
+    #[serde(rename = "box")]
+    vm_box: Option<String>,
+    provider: Option<String>,
     nodes: Vec<FileNode>,
 }
 
@@ -47,6 +55,12 @@ struct FileNode {
     address: Option<Ipv4Addr>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    memory: Option<u32>,
+    #[serde(default)]
+    cpus: Option<u32>,
+    #[serde(default, rename = "box")]
+    vm_box: Option<String>,
 }
 
 /// A checked topology.
@@ -136,6 +150,10 @@ impl Topology {
     fn build(file: File, options: &Options) -> Result<Self> {
         let name = options.name.clone().or(file.name).unwrap_or_else(|| "lab".to_owned());
         check_name("lab name", &name)?;
+        check_vm("every node", file.memory, file.cpus, file.vm_box.as_deref())?;
+        if let Some(provider) = file.provider.filter(|p| !PROVIDERS.contains(&p.as_str())) {
+            return Err(Error::Topology(format!("provider {provider:?}: one of {}", PROVIDERS.join(", "))));
+        }
         // Infallible by construction, yet spelled as an error rather than an unwrap.
         let default_subnet = Ipv4Network::new(Ipv4Addr::new(172, 30, 0, 0), 24);
         let subnet = match (file.subnet, &options.subnet) {
@@ -157,6 +175,7 @@ impl Topology {
         let mut nodes = Vec::with_capacity(listed.len());
         for (i, node) in listed.into_iter().enumerate() {
             check_name("node name", &node.name)?;
+            check_vm(&node.name, node.memory, node.cpus, node.vm_box.as_deref())?;
             let offset = FIRST_HOST + u32::try_from(i).unwrap_or(u32::MAX);
             let address = node.address.or_else(|| subnet.nth(offset)).filter(|a| subnet.contains(*a));
             let Some(address) = address else {
@@ -221,8 +240,19 @@ fn counted(control_planes: usize, workers: usize) -> Vec<FileNode> {
             roles: Some(if i < control_planes { vec![Role::ControlPlane, Role::Worker] } else { vec![Role::Worker] }),
             address: None,
             labels: BTreeMap::new(),
+            memory: None,
+            cpus: None,
+            vm_box: None,
         })
         .collect()
+}
+
+/// What the Vagrantfile makes VMs of; looked at here so that one file serves both, and a mistake shows in either.
+fn check_vm(whose: &str, memory: Option<u32>, cpus: Option<u32>, vm_box: Option<&str>) -> Result<()> {
+    if memory == Some(0) || cpus == Some(0) || vm_box == Some("") {
+        return Err(Error::Topology(format!("{whose}: memory, cpus and box are at least 1, 1 and a name")));
+    }
+    Ok(())
 }
 
 /// Names become host names, folder names and cgroup names.
@@ -265,12 +295,26 @@ mod tests {
     }
 
     #[test]
+    fn what_only_vms_have_is_accepted_and_changes_nothing_here() {
+        let plain = "nodes:\n- name: a\n  roles: [control-plane]\n";
+        let vms = format!(
+            "memory: 768\ncpus: 2\nbox: debian/bookworm64\nprovider: libvirt\n{plain}  memory: 640\n  cpus: 1\n  box: b\n"
+        );
+        let parse = |text: &str| Topology::parse(text, false, "t", &Options::default()).unwrap();
+        assert_eq!(parse(&vms), parse(plain));
+    }
+
+    #[test]
     fn what_cannot_be_built_is_refused_by_name() {
         for (text, says) in [
             ("control_planes = 2", "2 control-plane nodes"),
             ("name = 'A'", "lab name \"A\""),
             ("[[nodes]]\nname='a'", "0 control-plane nodes"),
             ("nodez = 3", "nodez"),
+            ("memory = '1 GB'", "memory"),
+            ("cpus = 0", "every node: memory, cpus"),
+            ("provider = 'xen'", "libvirt, virtualbox"),
+            ("[[nodes]]\nname='a'\nroles=['control-plane']\nmemory=0", "a: memory"),
             ("subnet='10.0.0.0/30'", "no address"),
             ("[[nodes]]\nname='a'\nroles=['control-plane']\n[[nodes]]\nname='a'", "share"),
         ] {
