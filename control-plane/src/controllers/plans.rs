@@ -59,7 +59,7 @@ fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
         if let Some(at) = engine.cidrs.next_free() {
             plan.again(at);
         }
-        let message = format!("No pod CIDR is free for node {name}: delete unused nodes or append a pod CIDR");
+        let message = format!("No pod CIDR is free for node {name}: delete Nodes that are no more");
         tracing::warn!(node = %name, "{message}");
         let note = Note::new(Kind::Node, item.object.meta(), "node-controller", "CIDRNotAvailable", message);
         engine.recorder.tell([note.warning()]);

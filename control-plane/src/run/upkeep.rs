@@ -57,7 +57,7 @@ pub(super) async fn keep_node_json(settings: &Settings, consensus: &Consensus) {
         let mine = members.iter().any(|m| m.name == node.node_name);
         if mine && members != node.members {
             node.members = members;
-            match node.store(&settings.config_dir) {
+            match node.store_members(&settings.config_dir) {
                 Ok(()) => tracing::info!("wrote the new membership into node.json"),
                 Err(error) if !complained => {
                     complained = true;

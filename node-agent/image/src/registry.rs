@@ -12,6 +12,7 @@ enum Kind {
     Credentials,
     Missing,
     Platform,
+    PlainHttp,
     Other,
 }
 
@@ -39,6 +40,13 @@ pub(crate) fn explain(name: &str, registry: &str, auth: &Auth, error: &OciDistri
             let reason = format!("its index has no image for linux on {}", std::env::consts::ARCH);
             ImageError::Registry { name, registry, reason }
         }
+        (Kind::PlainHttp, _) => {
+            let reason = format!(
+                "it speaks plain HTTP, not TLS: if that is meant, name {registry} in insecure_registries \
+                 of this node's node.json (--insecure-registries of init and join)"
+            );
+            ImageError::Registry { name, registry, reason }
+        }
         (Kind::Other, _) => ImageError::Registry { name, registry, reason: words },
     }
 }
@@ -54,6 +62,8 @@ fn kind(error: &OciDistributionError) -> Kind {
         E::ServerError { code: 404, .. } => Kind::Missing,
         E::ImageManifestNotFoundError(text) if text.contains("platform") => Kind::Platform,
         E::ImageManifestNotFoundError(_) => Kind::Missing,
+        // What rustls says of bytes that are no TLS.
+        other if chain(other).contains("InvalidContentType") => Kind::PlainHttp,
         _ => Kind::Other,
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt as _;
 use trellis_image::{Auth, ImageError, ImageStore, Options, PullPolicy, gc::Limits};
 
 fn sha(bytes: &[u8]) -> String {
@@ -175,6 +176,30 @@ fn a_name_moves_to_the_newer_image() {
     let second = store.import(&write(dir.path(), &oci("web:1", &newer, false))).unwrap();
     assert_eq!(store.get("web:1").unwrap().unwrap().id, second[0].id);
     assert_eq!(store.list().unwrap().iter().filter(|i| i.names.is_empty()).count(), 1);
+}
+
+/// A registry without TLS that nobody named: what it says is no TLS, and the error says what to do.
+#[tokio::test]
+async fn plain_http_where_tls_is_due_is_told_as_such() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let registry = listener.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            peer.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            // Until the client goes: closed with bytes unread, the answer might be lost.
+            drop(tokio::io::copy(&mut peer, &mut tokio::io::sink()).await);
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    let name = format!("{registry}/web:1");
+    let refused = store.ensure(&name, PullPolicy::Always, &Auth::Anonymous, |_| {}).await.unwrap_err().to_string();
+    assert!(
+        refused.contains(&format!("it speaks plain HTTP, not TLS: if that is meant, name {registry}")),
+        "{refused}"
+    );
+    serving.abort();
 }
 
 #[tokio::test]

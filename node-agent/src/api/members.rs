@@ -76,7 +76,7 @@ async fn ask_members(config_dir: &Path, config: &mut NodeConfig, conn: &Connecti
     if config.roles.contains(&Role::ControlPlane) {
         return;
     }
-    if let Err(error) = config.store(config_dir) {
+    if let Err(error) = config.store_members(config_dir) {
         tracing::warn!(%error, "node.json does not follow the membership");
     }
 }
