@@ -229,12 +229,15 @@ impl Connection {
                 Ok(Err(status)) if retryable(&status) => status,
                 Ok(Err(status)) => return Err(status),
                 Err(_) => {
-                    // Whoever calls again shall not wait for the same silent member.
+                    // Whoever calls again shall not wait for the same silent member, nor leader.
                     self.shared.move_on(generation);
+                    self.shared.leave_leader();
                     return Err(self.gave_up(limit, last.as_ref()));
                 }
             };
-            self.shared.move_on(generation);
+            if !writes::was_leaders(&status) {
+                self.shared.move_on(generation);
+            }
             if Instant::now() + pause >= deadline {
                 return Err(self.gave_up(limit, Some(&status)));
             }
@@ -317,18 +320,22 @@ impl Shared {
         state.route.says(stream, leads, members, Instant::now());
     }
 
-    /// A stream has ended. Where it went to the leader, the member in use is not to blame: who fails
-    /// with the stream must not leave it.
-    fn stream_ended(&self, stream: u64, end: &End) {
+    /// Writes go through the member in use for a while.
+    fn leave_leader(&self) {
         let mut state = self.lock();
         let members = state.endpoints.len();
+        if let Some(id) = state.route.leader().map(|(id, _)| id) {
+            state.route.broke(id, members, Instant::now());
+        }
+    }
+
+    /// A stream has ended.
+    fn stream_ended(&self, stream: u64, end: &End) {
+        let mut state = self.lock();
+        let (members, now) = (state.endpoints.len(), Instant::now());
         match end {
-            End::Idle => state.route.idle(stream),
-            End::NotOpened | End::Broken(_) => {
-                if state.route.broke(stream, members, Instant::now()) {
-                    state.generation += 1;
-                }
-            }
+            End::Idle => state.route.idle(stream, members, now),
+            End::NotOpened | End::Broken(_) => state.route.broke(stream, members, now),
         }
     }
 

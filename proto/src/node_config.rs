@@ -91,9 +91,8 @@ impl NodeConfig {
 
     /// Writes the membership into `<config_dir>/node.json` and leaves the rest as it is there now: a person
     /// may have changed it since this was read.
-    pub fn store_members(&self, config_dir: &Path) -> Result<(), FileError> {
-        let now = Self::load(config_dir)?;
-        Self { members: self.members.clone(), ..now }.store(config_dir)
+    pub fn store_members(config_dir: &Path, members: &[MemberAddress]) -> Result<(), FileError> {
+        Self { members: members.to_vec(), ..Self::load(config_dir)? }.store(config_dir)
     }
 
     /// Does this machine carry a control-plane member?
@@ -171,16 +170,13 @@ mod tests {
     #[test]
     fn a_new_membership_leaves_what_a_person_wrote_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
-        let mut mine = sample();
-        mine.store(dir.path()).unwrap();
         let edited = NodeConfig { insecure_registries: vec!["10.0.0.5:5000".into()], ..sample() };
         edited.store(dir.path()).unwrap();
-        mine.members.clear();
-        mine.store_members(dir.path()).unwrap();
+        NodeConfig::store_members(dir.path(), &[]).unwrap();
         assert_eq!(NodeConfig::load(dir.path()).unwrap(), NodeConfig { members: vec![], ..edited });
         // Nor does it bring back a file that was taken away.
         std::fs::remove_file(NodeConfig::path(dir.path())).unwrap();
-        mine.store_members(dir.path()).unwrap_err();
+        NodeConfig::store_members(dir.path(), &[]).unwrap_err();
         assert!(!NodeConfig::path(dir.path()).exists());
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 use trellis_proto::identity::Identity;
-use trellis_proto::node_config::MemberAddress;
+use trellis_proto::node_config::{MemberAddress, NodeConfig};
 use trellis_proto::patience::stretched;
 use trellis_proto::renewal::{self, Files};
 
@@ -56,9 +56,11 @@ pub(super) async fn keep_node_json(settings: &Settings, consensus: &Consensus) {
         // A member that was removed, or not yet added, keeps what it knows.
         let mine = members.iter().any(|m| m.name == node.node_name);
         if mine && members != node.members {
-            node.members = members;
-            match node.store_members(&settings.config_dir) {
-                Ok(()) => tracing::info!("wrote the new membership into node.json"),
+            match NodeConfig::store_members(&settings.config_dir, &members) {
+                Ok(()) => {
+                    tracing::info!("wrote the new membership into node.json");
+                    (node.members, complained) = (members, false);
+                }
                 Err(error) if !complained => {
                     complained = true;
                     tracing::warn!(%error, "node.json does not follow the membership");

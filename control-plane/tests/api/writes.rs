@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{StreamExt as _, stream};
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tonic::Code;
 use trellis_control_plane::config::Settings;
 use trellis_proto::api::{self, write_reply, write_request::Write};
@@ -172,25 +173,9 @@ async fn a_write_that_is_too_large_ends_no_other() {
 async fn writes_go_on_when_their_member_ends_and_comes_again() {
     let mut bed = Bed::start().await;
     let admin = bed.admin();
-    let create = move |name: String| {
-        let admin = admin.clone();
-        let request = create_of(&name, &format!("id-{name}"));
-        async move { admin.call(|chan| chan.create(request.clone())).await.map(|_| name) }
-    };
     // Each writes without a pause, so that the stop finds writes under way.
     let done = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..20)
-        .map(|writer| {
-            let (create, done) = (create.clone(), Arc::clone(&done));
-            tokio::spawn(async move {
-                let mut names = Vec::new();
-                while !done.load(Ordering::Relaxed) {
-                    names.push(create(format!("w{writer}-{}", names.len())).await.unwrap());
-                }
-                names
-            })
-        })
-        .collect();
+    let writers = writers(&admin, &done);
     let first = bed.admin();
     eventually("writes are under way", || async { get(&first, "", "ConfigMap", "default", "w19-1").await.is_ok() })
         .await;
@@ -198,13 +183,42 @@ async fn writes_go_on_when_their_member_ends_and_comes_again() {
     bed.run().await;
     done.store(true, Ordering::Relaxed);
     // A connection of its own: this one may have been closed since its last answer.
-    let reader = bed.admin();
+    all_written(writers, &bed.admin()).await;
+    admin.call(|chan| chan.create(create_of("after", "id-after"))).await.unwrap();
+}
+
+/// Twenty who write without a pause until `done`; each answers with the names that it wrote.
+fn writers(client: &Connection, done: &Arc<AtomicBool>) -> Vec<JoinHandle<Vec<String>>> {
+    let writer = |writer: usize| {
+        let (client, done) = (client.clone(), Arc::clone(done));
+        tokio::spawn(async move {
+            let mut names = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let name = format!("w{writer}-{}", names.len());
+                let request = create_of(&name, &format!("id-{name}"));
+                client.call(|chan| chan.create(request.clone())).await.unwrap();
+                names.push(name);
+            }
+            names
+        })
+    };
+    (0..20).map(writer).collect()
+}
+
+async fn all_written(writers: Vec<JoinHandle<Vec<String>>>, reader: &Connection) {
     for writer in writers {
         for name in writer.await.unwrap() {
-            get(&reader, "", "ConfigMap", "default", &name).await.unwrap();
+            get(reader, "", "ConfigMap", "default", &name).await.unwrap();
         }
     }
-    create("after".into()).await.unwrap();
+}
+
+/// A client of the members in these folders, in this order, and then of the bed's own.
+fn client_of(bed: &Bed, folders: &[&std::path::Path]) -> Connection {
+    let me = |folder: &&std::path::Path| Settings::load(&args(folder)).unwrap().me().unwrap().clone();
+    let mut endpoints: Vec<_> = folders.iter().map(|f| format!("https://{}", me(f).api_address)).collect();
+    endpoints.push(bed.endpoint());
+    Connection::new(endpoints, ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap())
 }
 
 /// A client that uses a follower, and is busy, sends its writes to whoever leads, whoever that is; when it is busy no
@@ -216,30 +230,14 @@ async fn many_writes_follow_the_leader() {
     joined(&bed, dir.path(), "n2").await;
     let second = run(dir.path()).await;
     until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
-    let me = Settings::load(&args(dir.path())).unwrap().me().unwrap().clone();
-    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
-    let client = Connection::new(vec![format!("https://{}", me.api_address), bed.endpoint()], tls);
+    let client = client_of(&bed, &[dir.path()]);
     // One write at a time is no reason for another connection.
     for i in 0..50 {
         client.chan().create(create_of(&format!("one-{i}"), "")).await.unwrap();
         assert!(!client.follows_leader());
     }
     let done = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..20)
-        .map(|writer| {
-            let (client, done) = (client.clone(), Arc::clone(&done));
-            tokio::spawn(async move {
-                let mut names = Vec::new();
-                while !done.load(Ordering::Relaxed) {
-                    let name = format!("w{writer}-{}", names.len());
-                    let request = create_of(&name, &format!("id-{name}"));
-                    client.call(|chan| chan.create(request.clone())).await.unwrap();
-                    names.push(name);
-                }
-                names
-            })
-        })
-        .collect();
+    let writers = writers(&client, &done);
     let lead = |member: &'static str| {
         let admin = bed.admin();
         async move {
@@ -253,13 +251,33 @@ async fn many_writes_follow_the_leader() {
     lead("n1").await;
     eventually("writes go to n1 again", || async { client.follows_leader() }).await;
     done.store(true, Ordering::Relaxed);
-    let mut names = Vec::new();
-    for writer in writers {
-        names.extend(writer.await.unwrap());
-    }
     eventually("the stream to the leader is closed", || async { !client.follows_leader() }).await;
-    for name in names {
-        get(&client, "", "ConfigMap", "default", &name).await.unwrap();
-    }
+    all_written(writers, &client).await;
     second.shutdown().await;
+}
+
+/// The leader stops with writes of a busy client under way: they are done through the member in use, which the client
+/// does not leave for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stops_is_not_the_fault_of_the_member_in_use() {
+    let mut bed = Bed::start().await;
+    let (two, three) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    joined(&bed, two.path(), "n2").await;
+    let second = run(two.path()).await;
+    until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
+    joined(&bed, three.path(), "n3").await;
+    let third = run(three.path()).await;
+    until_voters(&bed, &[(1, "n1"), (2, "n2"), (3, "n3")]).await;
+    let client = client_of(&bed, &[two.path(), three.path()]);
+    let done = Arc::new(AtomicBool::new(false));
+    let writers = writers(&client, &done);
+    eventually("writes go to n1, which leads", || async { client.follows_leader() }).await;
+    let in_use = client.in_use();
+    bed.stop().await;
+    client.call(|chan| chan.create(create_of("after", "id-after"))).await.unwrap();
+    done.store(true, Ordering::Relaxed);
+    all_written(writers, &client).await;
+    assert_eq!(client.in_use(), in_use);
+    second.shutdown().await;
+    third.shutdown().await;
 }

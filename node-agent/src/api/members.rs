@@ -43,11 +43,12 @@ pub fn endpoints(config: &NodeConfig, gossiped: &BTreeSet<String>) -> Vec<String
 pub async fn follow(config_dir: PathBuf, run_dir: PathBuf, mut config: NodeConfig, conn: Connection) {
     let (send, mut gossiped) = watch::channel(BTreeSet::new());
     tokio::spawn(follow_gossip(run_dir.join("netd-public/membership.sock"), send));
+    let mut stored = config.members.clone();
     let mut ask = tokio::time::interval(ASK_EVERY);
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ask.tick() => ask_members(&config_dir, &mut config, &conn).await,
+            _ = ask.tick() => ask_members(&config_dir, (&mut config, &mut stored), &conn).await,
             changed = gossiped.changed() => {
                 if changed.is_err() {
                     return;
@@ -59,7 +60,12 @@ pub async fn follow(config_dir: PathBuf, run_dir: PathBuf, mut config: NodeConfi
     }
 }
 
-async fn ask_members(config_dir: &Path, config: &mut NodeConfig, conn: &Connection) {
+/// Takes over what the members say, and writes it down where this was not done yet.
+async fn ask_members(
+    config_dir: &Path,
+    (config, stored): (&mut NodeConfig, &mut Vec<MemberAddress>),
+    conn: &Connection,
+) {
     let call = conn.call(|chan| async move { ClusterClient::new(chan).status(StatusRequest {}).await });
     // Nobody answers: what is known stays.
     let Ok(reply) = call.await else { return };
@@ -68,16 +74,17 @@ async fn ask_members(config_dir: &Path, config: &mut NodeConfig, conn: &Connecti
         .map(|m| MemberAddress { id: m.id, name: m.name, api_address: m.api_address, peer_address: m.peer_address })
         .collect();
     members.sort_by_key(|m| m.id);
-    if members.is_empty() || members == config.members {
+    if members.is_empty() {
         return;
     }
     config.members = members;
     // Beside a member it is the member that keeps the file.
-    if config.roles.contains(&Role::ControlPlane) {
+    if config.roles.contains(&Role::ControlPlane) || config.members == *stored {
         return;
     }
-    if let Err(error) = config.store_members(config_dir) {
-        tracing::warn!(%error, "node.json does not follow the membership");
+    match NodeConfig::store_members(config_dir, &config.members) {
+        Ok(()) => stored.clone_from(&config.members),
+        Err(error) => tracing::warn!(%error, "node.json does not follow the membership"),
     }
 }
 

@@ -29,14 +29,16 @@ pub(super) struct Route<W> {
     /// Writes in a row that were begun beside others.
     busy: u32,
     line: Option<Line<W>>,
-    /// Members that were tried in this round.
-    tried: usize,
+    /// Which member to try, counted from the one after that in use.
+    offset: usize,
+    /// Members that were tried in vain in this round.
+    failures: usize,
     not_before: Option<Instant>,
 }
 
 impl<W> Default for Route<W> {
     fn default() -> Self {
-        Self { last_id: 0, home: 0, elsewhere: false, busy: 0, line: None, tried: 0, not_before: None }
+        Self { last_id: 0, home: 0, elsewhere: false, busy: 0, line: None, offset: 0, failures: 0, not_before: None }
     }
 }
 
@@ -64,7 +66,7 @@ impl<W> Route<W> {
     pub(super) fn wanted(&self, current: usize, members: usize, now: Instant) -> Option<usize> {
         let time = self.not_before.is_none_or(|t| t <= now);
         let wanted = self.busy >= BUSY_WRITES && self.elsewhere && self.line.is_none() && members > 1 && time;
-        wanted.then(|| (current + 1 + self.tried % (members - 1)) % members)
+        wanted.then(|| (current + 1 + self.offset % (members - 1)) % members)
     }
 
     /// A stream is opened; `stream` makes it, of its number.
@@ -80,13 +82,13 @@ impl<W> Route<W> {
             self.elsewhere = !leads;
             if leads {
                 self.line = None;
-                self.tried = 0;
+                self.failures = 0;
             }
         }
         match &mut self.line {
             Some(line) if line.id == id && leads => {
                 line.leads = true;
-                self.tried = 0;
+                self.failures = 0;
             }
             Some(line) if line.id == id => self.next(members, now),
             _ => {}
@@ -95,33 +97,35 @@ impl<W> Route<W> {
 
     fn next(&mut self, members: usize, now: Instant) {
         self.line = None;
-        self.tried += 1;
-        if self.tried + 1 >= members {
-            self.tried = 0;
+        self.offset = self.offset.wrapping_add(1);
+        self.failures += 1;
+        if self.failures + 1 >= members {
+            self.failures = 0;
             self.not_before = Some(now + PAUSE);
         }
     }
 
-    /// Stream `id` broke, or could not be opened. True if writes went down it to the leader.
-    pub(super) fn broke(&mut self, id: u64, members: usize, now: Instant) -> bool {
-        let Some(led) = self.line.as_ref().filter(|l| l.id == id).map(|l| l.leads) else { return false };
-        self.next(members, now);
-        self.not_before = Some(now + PAUSE);
-        led
+    /// Stream `id` broke, or could not be opened, or its member does not do what it is asked.
+    pub(super) fn broke(&mut self, id: u64, members: usize, now: Instant) {
+        if self.line.as_ref().is_some_and(|l| l.id == id) {
+            self.next(members, now);
+            self.not_before = Some(now + PAUSE);
+        }
     }
 
-    /// Nobody used stream `id` for a while.
-    pub(super) fn idle(&mut self, id: u64) {
-        if self.line.as_ref().is_some_and(|l| l.id == id) {
-            self.line = None;
-            self.busy = 0;
+    /// Nobody used stream `id` for a while; nobody can, where its member does not say that it leads.
+    pub(super) fn idle(&mut self, id: u64, members: usize, now: Instant) {
+        match self.line.as_ref().filter(|l| l.id == id).map(|l| l.leads) {
+            Some(true) => (self.line, self.busy) = (None, 0),
+            Some(false) => self.next(members, now),
+            None => {}
         }
     }
 
     /// Other members are known now.
     pub(super) fn forget(&mut self) {
         self.line = None;
-        self.tried = 0;
+        self.failures = 0;
         self.not_before = None;
     }
 }
@@ -177,8 +181,12 @@ mod tests {
         assert_eq!(route.leader(), Some((third, &"n3")));
         // Of one that was given up nothing is believed.
         route.says(second, false, 3, now);
-        assert!(!route.broke(second, 3, now));
+        route.broke(second, 3, now);
+        route.idle(second, 3, now);
         assert!(route.leader().is_some());
+        // It leads no more: the other one is asked before it again.
+        route.says(third, false, 3, now);
+        assert_eq!(route.wanted(0, 3, now), Some(1));
     }
 
     #[test]
@@ -195,15 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_breaks_is_left_once_and_not_tried_at_once() {
+    fn a_leader_that_breaks_is_not_tried_at_once_and_not_first() {
         let (mut route, now) = (Route::default(), Instant::now());
         busy(&mut route, now);
-        let id = open(&mut route, "n2");
-        route.says(id, true, 3, now);
-        assert!(route.broke(id, 3, now));
-        assert!(!route.broke(id, 3, now), "who fails with it later leaves nothing more");
+        let second = open(&mut route, "n2");
+        route.says(second, false, 3, now);
+        let third = open(&mut route, "n3");
+        route.says(third, true, 3, now);
+        route.broke(third, 3, now);
+        assert!(route.leader().is_none());
         assert_eq!(route.wanted(0, 3, now), None);
-        assert_eq!(route.wanted(0, 3, now + PAUSE), Some(2));
+        assert_eq!(route.wanted(0, 3, now + PAUSE), Some(1));
+    }
+
+    #[test]
+    fn a_member_that_says_nothing_is_passed_over() {
+        let (mut route, now) = (Route::default(), Instant::now());
+        busy(&mut route, now);
+        let second = open(&mut route, "n2");
+        assert!(route.leader().is_none());
+        route.idle(second, 3, now);
+        assert_eq!(route.wanted(0, 3, now), Some(2));
     }
 
     #[test]
@@ -227,7 +247,7 @@ mod tests {
         busy(&mut route, now);
         let id = open(&mut route, "n2");
         route.says(id, true, 3, now);
-        route.idle(id);
+        route.idle(id, 3, now);
         assert!(route.leader().is_none());
         assert_eq!(route.wanted(0, 3, now), None);
         (0..BUSY_WRITES).for_each(|_| route.begins(true));

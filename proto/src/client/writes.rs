@@ -16,7 +16,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, metadata::MetadataValue};
 
 use super::{Chan, Shared};
 use crate::api::{
@@ -29,6 +29,14 @@ use crate::status::retryable;
 const QUEUE: usize = 512;
 /// A larger one goes on its own: it would hold up those behind it.
 const SMALL_BYTES: usize = 64 * 1024;
+
+/// Marks what failed past the member in use, which is not to blame for it.
+const AT_LEADER: &str = "trellis-at-leader";
+
+/// Did this fail at the leader, past the member in use?
+pub(super) fn was_leaders(status: &Status) -> bool {
+    status.metadata().contains_key(AT_LEADER)
+}
 
 /// What came of a write; `None`: the member opens no stream, nothing was sent.
 type Answer = oneshot::Sender<Option<Result<Outcome, Status>>>;
@@ -170,7 +178,6 @@ async fn run(
         Ok(replies) => answers(replies, &waiting, says, idle).await,
         Err(end) => end,
     };
-    // Before any caller fails with it, so that none leaves the member in use for that.
     if let Some(shared) = shared.upgrade() {
         shared.stream_ended(id, &end);
     }
@@ -310,19 +317,23 @@ impl Chan {
             return self.alone(write).await;
         }
         let line = self.shared.line();
-        match line.writer.send(write.clone()).await {
-            Some(Err(status)) => {
-                // A leader that does not take it may be none any more; the member in use will know.
-                if let Some(id) = line.to_leader
-                    && retryable(&status)
-                {
-                    self.shared.stream_ended(id, &End::Broken(status.clone()));
-                }
-                Err(status)
-            }
-            Some(done) => done,
-            None => self.alone(write).await,
+        let answer = line.writer.send(write.clone()).await;
+        match (answer, line.to_leader) {
+            (None, _) => self.alone(write).await,
+            // Too many clients are as busy as this one; nothing was done.
+            (Some(Err(status)), Some(_)) if status.code() == Code::ResourceExhausted => self.alone(write).await,
+            (Some(Err(status)), Some(id)) => Err(self.failed_at_leader(id, status)),
+            (Some(done), _) => done,
         }
+    }
+
+    /// A leader that does not take a write may be none any more; the member in use will know.
+    fn failed_at_leader(&self, stream: u64, mut status: Status) -> Status {
+        if retryable(&status) || status.code() == Code::DeadlineExceeded {
+            self.shared.stream_ended(stream, &End::Broken(status.clone()));
+            status.metadata_mut().insert(AT_LEADER, MetadataValue::from_static("true"));
+        }
+        status
     }
 
     async fn alone(self, write: Write) -> Result<Outcome, Status> {

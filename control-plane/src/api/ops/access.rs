@@ -1,5 +1,7 @@
 //! Applying a [`Rule`] to the object at hand. Every refusal is logged here.
 
+use std::sync::Arc;
+
 use trellis_model::{Kind, Object};
 
 use super::{ApiError, Ops, Target, encode};
@@ -10,6 +12,10 @@ use crate::store::Versioned;
 
 /// Labels that only administrators put on Nodes (KEP-279).
 const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io/";
+
+fn bound_to(pod: &Versioned, node: &str) -> bool {
+    pod.object.index.field("spec.nodeName") == Some(node)
+}
 
 impl Ops {
     /// The rule for the caller's verb, or the refusal, logged.
@@ -28,6 +34,19 @@ impl Ops {
         }
     }
 
+    /// The object as the rule must see it: one that seems not to be bound to the caller's node may only
+    /// be newer than this replica, and is looked at again behind a read barrier.
+    pub(super) async fn current_under(&self, target: &Target, rule: &Rule) -> Result<Arc<Versioned>, ApiError> {
+        let current = self.current(target).await?;
+        match rule {
+            Rule::BoundTo(node) | Rule::TerminatingOn(node) if !bound_to(&current, node) => {
+                self.backend().read_barrier().await?;
+                self.current(target).await
+            }
+            _ => Ok(current),
+        }
+    }
+
     /// Does the rule allow the verb on this very object?
     pub(super) fn allows(
         &self,
@@ -38,9 +57,7 @@ impl Ops {
         object: &Versioned,
     ) -> Result<(), ApiError> {
         match rule {
-            Rule::BoundTo(node) | Rule::TerminatingOn(node)
-                if object.object.index.field("spec.nodeName") != Some(node) =>
-            {
+            Rule::BoundTo(node) | Rule::TerminatingOn(node) if !bound_to(object, node) => {
                 Err(refuse(caller, verb, target, "the Pod is not bound to its node"))
             }
             Rule::Named(name) if object.key.name != *name => {

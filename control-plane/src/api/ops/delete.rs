@@ -75,7 +75,7 @@ impl Ops {
         let call = Call { caller, target, options };
         let request_id = call.request_id(0)?;
         for _ in 0..WRITE_ATTEMPTS {
-            let current = match self.current(target).await {
+            let current = match self.current_under(target, &rule).await {
                 Err(gone @ ApiError::NotFound { .. }) => {
                     let id = request_id.as_deref();
                     let done = id.is_some_and(|id| self.store().remembered(id).is_some());
@@ -87,7 +87,7 @@ impl Ops {
             let old = encode::decode(&current, self.sealer())?;
             let step = match self.deletion(&call, &rule, args, &current, &old) {
                 // The view may be old.
-                Err(conflict @ ApiError::Conflict { .. }) => {
+                Err(conflict @ (ApiError::Conflict { .. } | ApiError::Forbidden { .. })) => {
                     self.backend().read_barrier().await?;
                     let now = self.store().get(&current.key);
                     if now.map(|c| c.revision) == Some(current.revision) {

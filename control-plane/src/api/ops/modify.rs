@@ -109,7 +109,7 @@ impl Ops {
             {
                 return self.answer(&*self.current(target).await?, Effect::Configured);
             }
-            let current = self.current(target).await?;
+            let current = self.current_under(target, &rule).await?;
             self.allows(caller, verb, target, &rule, &current)?;
             let step = self.step(call, part, &rule, edit, &current);
             let stale = match &step {
