@@ -249,10 +249,12 @@ fn counted(control_planes: usize, workers: usize) -> Vec<FileNode> {
 
 /// What the Vagrantfile makes VMs of; looked at here so that one file serves both, and a mistake shows in either.
 fn check_vm(whose: &str, memory: Option<u32>, cpus: Option<u32>, vm_box: Option<&str>) -> Result<()> {
-    if memory == Some(0) || cpus == Some(0) || vm_box == Some("") {
-        return Err(Error::Topology(format!("{whose}: memory, cpus and box are at least 1, 1 and a name")));
+    let fine = [("memory", memory != Some(0), "0: MiB from 1 on"), ("cpus", cpus != Some(0), "0: a number from 1 on")];
+    let named = ("box", vm_box != Some(""), "\"\": a box's name, or leave it out");
+    match fine.into_iter().chain([named]).find(|(_, fine, _)| !fine) {
+        Some((field, _, why)) => Err(Error::Topology(format!("{whose}: {field} is {why}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Names become host names, folder names and cgroup names.
@@ -312,9 +314,10 @@ mod tests {
             ("[[nodes]]\nname='a'", "0 control-plane nodes"),
             ("nodez = 3", "nodez"),
             ("memory = '1 GB'", "memory"),
-            ("cpus = 0", "every node: memory, cpus"),
+            ("cpus = 0", "every node: cpus is 0"),
+            ("box = ''", "every node: box is \"\""),
             ("provider = 'xen'", "libvirt, virtualbox"),
-            ("[[nodes]]\nname='a'\nroles=['control-plane']\nmemory=0", "a: memory"),
+            ("[[nodes]]\nname='a'\nroles=['control-plane']\nmemory=0", "a: memory is 0"),
             ("subnet='10.0.0.0/30'", "no address"),
             ("[[nodes]]\nname='a'\nroles=['control-plane']\n[[nodes]]\nname='a'", "share"),
         ] {

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tonic::Code;
 use trellis_control_plane::config::Settings;
+use trellis_control_plane::run::Running;
 use trellis_proto::api::{self, write_reply, write_request::Write};
 use trellis_proto::client::Connection;
 use trellis_proto::identity::Identity;
@@ -213,12 +214,19 @@ async fn all_written(writers: Vec<JoinHandle<Vec<String>>>, reader: &Connection)
     }
 }
 
-/// A client of the members in these folders, in this order, and then of the bed's own.
-fn client_of(bed: &Bed, folders: &[&std::path::Path]) -> Connection {
-    let me = |folder: &&std::path::Path| Settings::load(&args(folder)).unwrap().me().unwrap().clone();
-    let mut endpoints: Vec<_> = folders.iter().map(|f| format!("https://{}", me(f).api_address)).collect();
-    endpoints.push(bed.endpoint());
-    Connection::new(endpoints, ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap())
+/// A second member, n2, with its files in `dir`.
+async fn second_member(bed: &Bed, dir: &std::path::Path) -> Running {
+    joined(bed, dir, "n2").await;
+    let second = run(dir).await;
+    until_voters(bed, &[(1, "n1"), (2, "n2")]).await;
+    second
+}
+
+/// A client that uses the member with its files in `dir`, and knows of the leader at `leader`.
+fn client_of(bed: &Bed, dir: &std::path::Path, leader: String) -> Connection {
+    let me = Settings::load(&args(dir)).unwrap().me().unwrap().clone();
+    let tls = ClientTls::to_member(&credentials(&bed.ca, &Identity::admin())).unwrap();
+    Connection::new(vec![format!("https://{}", me.api_address), leader], tls)
 }
 
 /// A client that uses a follower, and is busy, sends its writes to whoever leads, whoever that is; when it is busy no
@@ -227,10 +235,8 @@ fn client_of(bed: &Bed, folders: &[&std::path::Path]) -> Connection {
 async fn many_writes_follow_the_leader() {
     let bed = Bed::start().await;
     let dir = tempfile::tempdir().unwrap();
-    joined(&bed, dir.path(), "n2").await;
-    let second = run(dir.path()).await;
-    until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
-    let client = client_of(&bed, &[dir.path()]);
+    let second = second_member(&bed, dir.path()).await;
+    let client = client_of(&bed, dir.path(), bed.endpoint());
     // One write at a time is no reason for another connection.
     for i in 0..50 {
         client.chan().create(create_of(&format!("one-{i}"), "")).await.unwrap();
@@ -278,12 +284,9 @@ async fn breakable(to: String) -> (String, tokio::task::JoinSet<()>) {
 async fn a_leader_that_is_lost_is_not_the_fault_of_the_member_in_use() {
     let bed = Bed::start().await;
     let dir = tempfile::tempdir().unwrap();
-    joined(&bed, dir.path(), "n2").await;
-    let second = run(dir.path()).await;
-    until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
+    let second = second_member(&bed, dir.path()).await;
     let (leader, way) = breakable(bed.member.api_address.clone()).await;
-    let client = client_of(&bed, &[dir.path()]);
-    client.set_endpoints(vec![client.endpoints()[0].clone(), leader]);
+    let client = client_of(&bed, dir.path(), leader);
     let done = Arc::new(AtomicBool::new(false));
     let writers = writers(&client, &done);
     eventually("writes go to n1, which leads", || async { client.follows_leader() }).await;

@@ -152,6 +152,14 @@ mod tests {
         opened
     }
 
+    /// A busy client that writes to the second member, which leads; the streams to the first and to that.
+    fn following(route: &mut Route<&'static str>, now: Instant) -> (u64, u64) {
+        let home = busy(route, now);
+        let id = open(route, "n2");
+        route.says(id, true, 3, now);
+        (home, id)
+    }
+
     #[test]
     fn who_writes_now_and_then_stays_where_it_is() {
         let (mut route, now) = (Route::<&str>::default(), Instant::now());
@@ -229,9 +237,7 @@ mod tests {
     #[test]
     fn a_member_in_use_that_leads_is_enough() {
         let (mut route, now) = (Route::default(), Instant::now());
-        let home = busy(&mut route, now);
-        let id = open(&mut route, "n2");
-        route.says(id, true, 3, now);
+        let (home, _) = following(&mut route, now);
         route.says(home, true, 3, now);
         assert!(route.leader().is_none());
         assert_eq!(route.wanted(0, 3, now), None);
@@ -244,9 +250,7 @@ mod tests {
     #[test]
     fn an_idle_stream_is_closed_until_there_is_much_to_write_again() {
         let (mut route, now) = (Route::default(), Instant::now());
-        busy(&mut route, now);
-        let id = open(&mut route, "n2");
-        route.says(id, true, 3, now);
+        let (_, id) = following(&mut route, now);
         route.idle(id, 3, now);
         assert!(route.leader().is_none());
         assert_eq!(route.wanted(0, 3, now), None);
