@@ -1,4 +1,4 @@
-//! The table of role, verb and kind (`design.md`, "Trust").
+//! The table of role, verb and kind.
 //!
 //! | role | may |
 //! |---|---|

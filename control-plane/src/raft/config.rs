@@ -40,7 +40,7 @@ pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 
-/// Timings and sizes; the defaults are design.md's.
+/// Timings and sizes.
 #[derive(Debug, Clone)]
 pub struct Tuning {
     /// How often a leader shows itself.

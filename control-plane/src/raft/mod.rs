@@ -21,6 +21,7 @@ mod log;
 mod machine;
 mod membership;
 mod network;
+mod notices;
 mod overview;
 mod proposer;
 mod reads;

@@ -31,6 +31,7 @@ use trellis_proto::peer::RaftMessage;
 use trellis_proto::peer::raft_client::RaftClient;
 
 use super::config::{TypeConfig, Vote};
+use super::notices::{self, Wanted};
 use super::snapshots::SnapshotFile;
 use super::types::Member;
 use super::wire;
@@ -74,6 +75,8 @@ pub(super) enum Purpose {
 pub(super) struct Peers {
     dialer: Arc<dyn Dialer>,
     channels: Arc<Mutex<HashMap<(String, Purpose), Channel>>>,
+    /// What followers' callers wait for.
+    pub(super) wanted: Wanted,
 }
 
 impl Peers {
@@ -81,7 +84,7 @@ impl Peers {
     const LIMIT: usize = 128;
 
     pub(super) fn new(dialer: Arc<dyn Dialer>) -> Self {
-        Self { dialer, channels: Arc::default() }
+        Self { dialer, channels: Arc::default(), wanted: Wanted::default() }
     }
 
     pub(super) fn channel(&self, address: &str, purpose: Purpose) -> Result<Channel, Status> {
@@ -195,7 +198,7 @@ impl NetStreamAppend<TypeConfig> for Link {
         Box::pin(async move {
             let sent = Arc::new(AtomicU64::new(0));
             let counter = sent.clone();
-            let requests = input.filter_map(move |request| {
+            let requests = notices::joined(input, &self.peers.wanted, notices::HOLD).filter_map(move |request| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 // Cannot fail, see `wire::encode`; dropping it would stall, not corrupt.
                 std::future::ready(wire::message(&request).ok())

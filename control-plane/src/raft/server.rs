@@ -194,6 +194,7 @@ pub struct LeaderService {
 impl Leader for LeaderService {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
         let written = self.inner.write_as_leader(request.into_inner().commands).await?;
+        self.inner.peers.wanted.raise(written.next_index);
         // One answer a command: Ok(outcome), or why there is none.
         let outcomes = written.answers.iter().map(wire::encode).collect::<Result<_, _>>()?;
         Ok(Response::new(ProposeReply { outcomes, log_index: written.next_index }))
@@ -201,6 +202,7 @@ impl Leader for LeaderService {
 
     async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
         let log_index = self.inner.read_index_as_leader().await?;
+        self.inner.peers.wanted.raise(log_index);
         Ok(Response::new(ReadIndexReply { log_index }))
     }
 
