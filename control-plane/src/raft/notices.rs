@@ -8,8 +8,8 @@
 //! entries 1..9 ── (committed: 9) ── entries 10..20, committed 9        busy: one message
 //! entries 1..9 ── committed 9                                          quiet, or a follower waits for 9: at once
 //! ```
-//! A notice waits only while requests with entries follow each other closely, never longer than
-//! [`HOLD`], and not at all when a follower has a caller who waits for what it says: one whose
+//! A notice waits only while requests with entries follow each other closely, no longer than
+//! [`HOLD`] and a timer's millisecond, and not at all when a follower has a caller who waits for what it says: one whose
 //! write or read goes through that follower.
 
 use std::sync::Arc;
@@ -27,24 +27,53 @@ pub(super) const HOLD: Duration = Duration::from_millis(2);
 
 type Append = AppendEntriesRequest<TypeConfig>;
 
-/// How far followers' callers wait for the log to be applied, as index + 1. Shared by all links.
+/// What followers' callers wait for. Shared by all links.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted(Arc<watch::Sender<u64>>);
+pub(super) struct Wanted(Arc<watch::Sender<Waiting>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Waiting {
+    /// Calls of followers under way: each will wait for what is committed next.
+    calls: usize,
+    /// What those before wait to see applied, as index + 1.
+    next_index: u64,
+}
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
+        Self(Arc::new(watch::Sender::new(Waiting::default())))
     }
 }
 
 impl Wanted {
-    /// A follower will wait until it has applied everything before `next_index`.
-    pub(super) fn raise(&self, next_index: u64) {
-        self.0.send_if_modified(|wanted| {
-            let more = next_index > *wanted;
-            *wanted = next_index.max(*wanted);
-            more
-        });
+    /// A follower has called, and will wait for what the call does: until it is dropped no notice waits.
+    pub(super) fn call(&self) -> Call {
+        self.0.send_modify(|w| w.calls += 1);
+        Call(self.clone())
+    }
+}
+
+/// See [`Wanted::call`].
+#[derive(Debug)]
+pub(super) struct Call(Wanted);
+
+impl Call {
+    /// It is done: the follower waits until it has applied everything before `next_index`.
+    pub(super) fn done(self, next_index: u64) {
+        self.0.0.send_modify(|w| w.next_index = w.next_index.max(next_index));
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|w| w.calls -= 1);
+    }
+}
+
+impl Waiting {
+    /// Somebody waits for more than a follower that was `told` so much knows.
+    fn beyond(&self, told: u64) -> bool {
+        self.calls > 0 || self.next_index > told
     }
 }
 
@@ -64,9 +93,9 @@ impl Pace {
     }
 
     /// `request` may wait until then; `None`: it goes now.
-    fn wait(&self, request: &Append, wanted: u64, now: Instant) -> Option<Instant> {
+    fn wait(&self, request: &Append, waiting: Waiting, now: Instant) -> Option<Instant> {
         let busy = self.last.is_some_and(|(last, close)| close && now < last + self.hold);
-        (request.entries.is_empty() && busy && wanted <= self.told).then_some(now + self.hold)
+        (request.entries.is_empty() && busy && !waiting.beyond(self.told)).then_some(now + self.hold)
     }
 
     /// `request` goes.
@@ -92,7 +121,7 @@ enum Next {
 
 struct Requests<S> {
     input: S,
-    wanted: watch::Receiver<u64>,
+    wanted: watch::Receiver<Waiting>,
     pace: Pace,
     ended: bool,
 }
@@ -134,7 +163,7 @@ impl<S: Stream<Item = Append> + Unpin> Requests<S> {
             biased;
             came = self.input.next() => Next::Came(came),
             // The sender lives as long as any link.
-            _ = self.wanted.wait_for(|wanted| *wanted > told) => Next::Due,
+            _ = self.wanted.wait_for(|waiting| waiting.beyond(told)) => Next::Due,
             () = tokio::time::sleep_until(held.until) => Next::Due,
         }
     }

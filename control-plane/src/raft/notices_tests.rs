@@ -99,19 +99,30 @@ async fn a_notice_that_nobody_joins_goes_when_its_time_is_up() {
 async fn a_notice_that_a_followers_caller_waits_for_goes_at_once() {
     let mut rig = rig(LONG);
     rig.busy().await;
-    rig.wanted.raise(3);
+    let call = rig.wanted.call();
+    rig.give(request(2, 2, 1)).await;
+    assert_eq!(rig.at_once(), Some((0, 1)), "a call is under way");
+    call.done(3);
     rig.give(request(2, 2, 2)).await;
     assert_eq!(rig.at_once(), Some((0, 2)), "wanted before it was there");
     rig.give(request(2, 3, 2)).await;
     assert_eq!(rig.at_once(), Some((1, 2)));
     rig.give(request(3, 3, 3)).await;
     assert_eq!(rig.at_once(), None, "nobody waits for this one yet");
-    rig.wanted.raise(4);
+    rig.wanted.call().done(4);
     assert_eq!(rig.at_once(), Some((0, 3)));
     // What was wanted is told: the next waits again.
     rig.give(request(3, 4, 3)).await;
     assert_eq!(rig.at_once(), Some((1, 3)));
     rig.give(request(4, 4, 4)).await;
+    assert_eq!(rig.at_once(), None);
+    let call = rig.wanted.call();
+    assert_eq!(rig.at_once(), Some((0, 4)), "a call begins meanwhile");
+    // One that is given up leaves nothing behind.
+    drop(call);
+    rig.give(request(4, 5, 4)).await;
+    rig.give(request(5, 5, 5)).await;
+    assert_eq!(rig.at_once(), Some((1, 4)));
     assert_eq!(rig.at_once(), None);
 }
 
@@ -131,17 +142,17 @@ fn a_notice_waits_only_where_entries_follow_each_other_closely() {
     const HOLD: Duration = Duration::from_millis(2);
     let begin = Instant::now();
     let at = |micros| begin + Duration::from_micros(micros);
-    let notice = request(2, 2, 2);
+    let (notice, nobody) = (request(2, 2, 2), Waiting::default());
     let mut pace = Pace::new(HOLD);
-    assert_eq!(pace.wait(&notice, 0, at(0)), None, "nothing was sent yet");
+    assert_eq!(pace.wait(&notice, nobody, at(0)), None, "nothing was sent yet");
     pace.sent(&request(0, 1, 0), at(0));
-    assert_eq!(pace.wait(&notice, 0, at(1)), None, "one request is no load");
+    assert_eq!(pace.wait(&notice, nobody, at(1)), None, "one request is no load");
     pace.sent(&request(1, 2, 0), at(2_000));
-    assert_eq!(pace.wait(&notice, 0, at(2_001)), None, "nor are two that are far from each other");
+    assert_eq!(pace.wait(&notice, nobody, at(2_001)), None, "nor are two that are far from each other");
     pace.sent(&request(2, 3, 0), at(3_999));
-    assert_eq!(pace.wait(&notice, 0, at(5_000)), Some(at(7_000)));
-    assert_eq!(pace.wait(&request(3, 4, 2), 0, at(5_000)), None, "entries never wait");
-    assert_eq!(pace.wait(&notice, 0, at(5_999)), None, "the load is over");
+    assert_eq!(pace.wait(&notice, nobody, at(5_000)), Some(at(7_000)));
+    assert_eq!(pace.wait(&request(3, 4, 2), nobody, at(5_000)), None, "entries never wait");
+    assert_eq!(pace.wait(&notice, nobody, at(5_999)), None, "the load is over");
     pace.sent(&notice, at(5_999));
     assert_eq!(pace.told, 3);
     pace.sent(&request(3, 4, 1), at(5_999));

@@ -193,16 +193,18 @@ pub struct LeaderService {
 #[tonic::async_trait]
 impl Leader for LeaderService {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        let call = self.inner.peers.wanted.call();
         let written = self.inner.write_as_leader(request.into_inner().commands).await?;
-        self.inner.peers.wanted.raise(written.next_index);
+        call.done(written.next_index);
         // One answer a command: Ok(outcome), or why there is none.
         let outcomes = written.answers.iter().map(wire::encode).collect::<Result<_, _>>()?;
         Ok(Response::new(ProposeReply { outcomes, log_index: written.next_index }))
     }
 
     async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
+        let call = self.inner.peers.wanted.call();
         let log_index = self.inner.read_index_as_leader().await?;
-        self.inner.peers.wanted.raise(log_index);
+        call.done(log_index);
         Ok(Response::new(ReadIndexReply { log_index }))
     }
 
