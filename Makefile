@@ -18,8 +18,10 @@ build: ## All programs (PROFILE=dev)
 	@scripts/need build
 	@$(CARGO) build --profile $(PROFILE) --bins
 
-lab: build ## From nothing to a running cluster of five nodes on this machine, and a demonstration (NAME=lab)
+lab: ## From nothing to a running cluster of five nodes on this machine, and a demonstration (NAME=lab)
+	@scripts/need build
 	@scripts/need lab
+	@$(CARGO) build --profile $(PROFILE) --bins
 	@$(ROOT) $(BIN)/trellis-lab -n $(NAME) up --if-missing
 	@$(ROOT) $(BIN)/trellis-lab -n $(NAME) demo
 
