@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::history::HistoryLimits;
 use super::page::{self, ListQuery, Page, RevisionError};
-use super::requests::Requests;
+use super::requests::{Requests, Revisions};
 use super::state::State;
 use super::watch::Bells;
 use super::{Command, Compacted, Key, Outcome, SysValue, Versioned, WatchFilter, Watcher};
@@ -193,7 +193,7 @@ impl Store {
     }
 
     /// The revisions that a request id was answered with, while it is remembered here.
-    pub fn remembered(&self, request_id: &str) -> Option<Arc<[u64]>> {
+    pub fn remembered(&self, request_id: &str) -> Option<Revisions> {
         let key = Requests::key(request_id);
         self.read(|s| s.requests.get(key).cloned())
     }

@@ -44,7 +44,7 @@ pub use key::Key;
 pub use object::{Index, Stored, Versioned, splice_revision};
 pub use outcome::{Current, OpError, Outcome};
 pub use page::{Page, RevisionError};
-pub use requests::{MAX_REMEMBERED_REQUESTS, REQUEST_MEMORY_MILLIS};
+pub use requests::{MAX_REMEMBERED_REQUESTS, REQUEST_MEMORY_MILLIS, Revisions};
 pub use state::{FIRST_FEATURE_LEVEL, State};
 pub use system::SysValue;
 pub use watch::{Compacted, WatchBatch, WatchFilter, Watcher};

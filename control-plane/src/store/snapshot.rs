@@ -264,9 +264,11 @@ pub fn read_from(input: &mut impl Read, limits: HistoryLimits) -> Result<State, 
             Record::System { key, value, revision } => {
                 system.insert(key, SysValue { value, revision });
             }
-            Record::Request { key, at_millis, revisions } => {
-                requests.remember(Remembered { key: u128::from_be_bytes(key), at_millis, revisions: revisions.into() })
-            }
+            Record::Request { key, at_millis, revisions } => requests.remember(Remembered {
+                key: u128::from_be_bytes(key),
+                at_millis,
+                revisions: revisions[..].into(),
+            }),
             Record::End { records } if records + 1 == source.records => break,
             Record::End { records } => {
                 return Err(source.damaged(format!("it counts {records} records before it")));

@@ -73,7 +73,7 @@ impl State {
             self.requests.remember(Remembered {
                 key,
                 at_millis: self.logged_millis,
-                revisions: revisions.clone().into(),
+                revisions: revisions.as_slice().into(),
             });
             self.requests.forget(self.logged_millis);
         }
