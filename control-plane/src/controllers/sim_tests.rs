@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{EnvVar, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{EnvVar, Pod, PodSchedulingGate, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
 use trellis_model::{Kind, Object};
+use trellis_proto::identity::Identity;
 
 use super::deployment::{max_surge, max_unavailable, revision};
 use super::engine::Engine;
@@ -19,7 +21,8 @@ use super::object::{ObjKey, Write, controller_ref};
 use super::pods;
 use super::testing::{Sim, deployment, node, object, pod};
 use super::writer::Written;
-use crate::api::ops::Backend as _;
+use crate::api::ops::{Backend as _, Ops, Part, Sealer, Target, WriteOptions};
+use crate::auth::Caller;
 use crate::nodes::GossipView;
 use crate::nodes::leases::LEASE_TTL;
 use crate::nodes::verdict::Signals;
@@ -356,6 +359,49 @@ fn a_pod_with_a_node_name_is_left_alone_and_counted() {
 }
 
 /// Makes a Pod's spec larger by so many bytes.
+#[test]
+fn a_gated_pod_says_so_and_is_bound_once_its_last_gate_is_gone() {
+    let mut sim = cluster(1);
+    let ops = Ops::new(sim.backend.clone(), Sealer::new(trellis_proto::pki::Key::generate()));
+    let admin = Caller::Peer(Identity::admin());
+    let target = Target::new(Kind::Pod, "default", "p");
+    let mut gated = pod("default", "p");
+    let gate = |name: &str| PodSchedulingGate { name: name.into() };
+    gated.spec.as_mut().unwrap().scheduling_gates = Some(vec![gate("a.b/one"), gate("a.b/two")]);
+    sim.create(gated);
+    sim.create(pod("default", "control"));
+    let patch = |gates: serde_json::Value| {
+        let patch = serde_json::json!({"spec": {"schedulingGates": gates}}).to_string();
+        let options = WriteOptions::default();
+        let patched = ops.patch(&admin, &target, Part::Main, patch.as_bytes(), &options).now_or_never();
+        patched.expect("memory answers at once").map(|_| ())
+    };
+    let seen = |sim: &Sim| {
+        let pod = sim.pods().into_iter().find(|p| p.metadata.name.as_deref() == Some("p")).unwrap();
+        let status = pod.status.unwrap();
+        let c = trellis_model::conditions::find(status.conditions.as_ref(), "PodScheduled").unwrap().clone();
+        (pod.spec.unwrap().node_name, c.status, c.reason.unwrap_or_default(), c.message.unwrap_or_default())
+    };
+    let waits = (
+        None,
+        "False".to_owned(),
+        "SchedulingGated".to_owned(),
+        "Scheduling is blocked due to non-empty scheduling gates".to_owned(),
+    );
+    sim.settle();
+    assert_eq!(seen(&sim), waits);
+    assert_eq!(sim.per_node().values().sum::<usize>(), 1, "the control is bound");
+    patch(serde_json::json!([{"name": "a.b/two"}])).unwrap();
+    sim.settle();
+    assert_eq!(seen(&sim), waits, "one gate is left");
+    let refused = patch(serde_json::json!([{"name": "a.b/two"}, {"name": "a.b/three"}])).unwrap_err();
+    assert!(refused.to_string().contains("found new scheduling gate 'a.b/three'"), "{refused}");
+    patch(serde_json::json!(null)).unwrap();
+    sim.settle();
+    let (node, status, reason, _) = seen(&sim);
+    assert_eq!((node.as_deref(), status.as_str(), reason.as_str()), (Some("n0"), "True", ""));
+}
+
 fn load(spec: &mut PodSpec, bytes: usize) {
     let ballast = EnvVar { name: "BALLAST".into(), value: Some("x".repeat(bytes)), ..EnvVar::default() };
     spec.containers[0].env = Some(vec![ballast]);

@@ -14,6 +14,15 @@ pub(super) fn only_on_create(pod: &Pod, out: &mut Vec<FieldError>) {
         let p = Path::new("spec").child("ephemeralContainers");
         out.push(FieldError::forbidden(&p, "cannot be set on create"));
     }
+    let Some(spec) = &pod.spec else { return };
+    if spec.node_name.as_deref().is_some_and(|n| !n.is_empty()) && gated(spec) {
+        let p = Path::new("spec").child("nodeName");
+        out.push(FieldError::forbidden(&p, "cannot be set until all schedulingGates have been cleared"));
+    }
+}
+
+fn gated(spec: &PodSpec) -> bool {
+    spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty())
 }
 
 pub(super) fn update(old: &Pod, new: &Pod, out: &mut Vec<FieldError>) {
@@ -30,6 +39,12 @@ pub(super) fn update(old: &Pod, new: &Pod, out: &mut Vec<FieldError>) {
     }
     // What may change is made equal; all else must be.
     let mut munged = b.clone();
+    gates(a, b, &path, out);
+    munged.scheduling_gates.clone_from(&a.scheduling_gates);
+    if gated(a) {
+        node_selector(a, b, &path, out);
+        munged.node_selector.clone_from(&a.node_selector);
+    }
     munged.active_deadline_seconds = a.active_deadline_seconds;
     munged.tolerations.clone_from(&a.tolerations);
     if a.termination_grace_period_seconds.is_some_and(|g| g < 0) && b.termination_grace_period_seconds == Some(1) {
@@ -42,6 +57,27 @@ pub(super) fn update(old: &Pod, new: &Pod, out: &mut Vec<FieldError>) {
     if munged != *a {
         let fields = differences(&shown(a), &shown(&munged), "spec");
         out.push(FieldError::forbidden(&path, &format!("{MAY_CHANGE}; changed: {}", fields.join(", "))));
+    }
+}
+
+/// Gates only go.
+fn gates(a: &PodSpec, b: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
+    for (i, gate) in b.scheduling_gates.iter().flatten().enumerate() {
+        if !a.scheduling_gates.iter().flatten().any(|old| old.name == gate.name) {
+            out.push(FieldError::forbidden(
+                &path.child("schedulingGates").index(i).child("name"),
+                &format!("only deletion is allowed, but found new scheduling gate '{}'", gate.name),
+            ));
+        }
+    }
+}
+
+/// While it is gated, where a Pod may run is narrowed, never widened.
+fn node_selector(a: &PodSpec, b: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
+    let new = b.node_selector.clone().unwrap_or_default();
+    if a.node_selector.iter().flatten().any(|(k, v)| new.get(k) != Some(v)) {
+        let m = "only additions are allowed (no mutations or deletions)";
+        out.push(FieldError::invalid(&path.child("nodeSelector"), shown(&new), m));
     }
 }
 

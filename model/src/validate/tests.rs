@@ -180,6 +180,35 @@ fn what_may_change_in_a_pod() {
 }
 
 #[test]
+fn gates_only_go() {
+    let gated = |gates: &[&str], selector: Value| {
+        let gates: Vec<Value> = gates.iter().map(|g| json!({"name": g})).collect();
+        object(pod(json!({"containers":[{"name":"a","image":"x:1"}],"schedulingGates":gates,"nodeSelector":selector})))
+    };
+    let old = gated(&["a/1", "a/2"], json!({"k":"v"}));
+    let of = |old: &Object, new: Object| update(old, &new).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(of(&old, gated(&["a/2"], json!({"k":"v","l":"w"}))), Vec::<String>::new());
+    assert_eq!(of(&old, gated(&[], json!({"k":"v"}))), Vec::<String>::new());
+    assert_eq!(
+        of(&old, gated(&["a/1", "a/3"], json!({"k":"v"}))),
+        [
+            "spec.schedulingGates[1].name: Forbidden: only deletion is allowed, but found new scheduling gate 'a/3'"
+        ]
+    );
+    let got = of(&old, gated(&["a/1"], json!({"k":"other"})));
+    assert_eq!(got.len(), 1);
+    assert!(got[0].starts_with("spec.nodeSelector: Invalid value: {\"k\":\"other\"}: only additions"), "{got:?}");
+    // Without gates nothing of it changes any more.
+    let free = gated(&[], json!({"k":"v"}));
+    let got = of(&free, gated(&[], json!({"k":"v","l":"w"})));
+    assert!(got[0].ends_with("changed: spec.nodeSelector.l"), "{got:?}");
+    let got = of(&free, gated(&["a/1"], json!({"k":"v"})));
+    assert!(got[0].starts_with("spec.schedulingGates[0].name: Forbidden: only deletion"), "{got:?}");
+    let got = problems(pod(json!({"containers":[{"name":"a","image":"x"}],"nodeName":"n","schedulingGates":[{"name":"g"}]})));
+    assert_eq!(got, ["spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"]);
+}
+
+#[test]
 fn what_never_changes() {
     let d = |l: &str| {
         deployment(json!({"selector":{"matchLabels":{"app":l}},

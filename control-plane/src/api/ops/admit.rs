@@ -8,7 +8,9 @@
 
 use bytes::Bytes;
 use serde_json::Value;
-use trellis_model::k8s_openapi::api::core::v1::{NamespaceSpec, NamespaceStatus, Pod, PodStatus, Taint, Toleration};
+use trellis_model::k8s_openapi::api::core::v1::{
+    NamespaceSpec, NamespaceStatus, Pod, PodCondition, PodStatus, Taint, Toleration,
+};
 use trellis_model::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use trellis_model::k8s_openapi::jiff::Timestamp;
 use trellis_model::{DecodeError, FieldError, Kind, Object, defaults, resources, taints, validate, warnings};
@@ -309,13 +311,26 @@ fn start_status(object: &mut Object) {
     }
 }
 
-/// What Kubernetes' admission adds to every new Pod: its quality of service, and how long it
-/// stays on a node that is lost. That is 0 seconds here, not 300: the leader evicts only from
-/// nodes that gossip and lease both call dead, or that have been silent for 40 s.
+/// What Kubernetes' admission adds to every new Pod: its quality of service, why it is not
+/// scheduled while it is gated, and how long it stays on a node that is lost. That is 0 seconds
+/// here, not 300: the leader evicts only from nodes that gossip and lease both call dead, or that
+/// have been silent for 40 s.
 fn finish_pod(pod: &mut Pod) {
     let Some(spec) = &mut pod.spec else { return };
     let class = resources::qos_class(spec);
-    pod.status.get_or_insert_with(PodStatus::default).qos_class = Some(class.to_owned());
+    let status = pod.status.get_or_insert_with(PodStatus::default);
+    status.qos_class = Some(class.to_owned());
+    if spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty()) {
+        let gated = PodCondition {
+            type_: "PodScheduled".to_owned(),
+            status: "False".to_owned(),
+            reason: Some("SchedulingGated".to_owned()),
+            message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+            last_transition_time: pod.metadata.creation_timestamp.clone(),
+            ..PodCondition::default()
+        };
+        status.conditions.get_or_insert_default().push(gated);
+    }
     for key in [taints::NOT_READY, taints::UNREACHABLE] {
         let taint = Taint { key: key.to_owned(), effect: taints::NO_EXECUTE.to_owned(), ..Taint::default() };
         let all = spec.tolerations.get_or_insert_with(Vec::new);
