@@ -75,7 +75,6 @@ const CONTAINER: &[&str] = &[
     "ports.[].protocol",
     "resources.limits.cpu",
     "resources.limits.memory",
-    "resources.limits.ephemeral-storage",
     "resources.requests.cpu",
     "resources.requests.memory",
     "resources.requests.ephemeral-storage",
@@ -107,6 +106,9 @@ const CONTAINER: &[&str] = &[
 const NOT_ACTED: &[&str] =
     &["livenessProbe.terminationGracePeriodSeconds", "startupProbe.terminationGracePeriodSeconds"];
 
+/// Asking for false is asking for something: Kubernetes' default is true.
+const FALSE_ASKS: &[&str] = &["hostUsers"];
+
 /// Default values: asking for them asks for nothing.
 const DEFAULTS: &[(&str, &str)] = &[
     ("enableServiceLinks", "true"),
@@ -114,6 +116,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("serviceAccountName", "\"default\""),
     ("serviceAccount", "\"default\""),
     ("os", "{\"name\":\"linux\"}"),
+    ("hostUsers", "true"),
 ];
 
 /// Fields of patterns, one level deep per name.
@@ -170,14 +173,15 @@ impl Tree {
 }
 
 fn asks_nothing(path: &str, value: &Value) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
     let empty = match value {
-        Value::Null | Value::Bool(false) => true,
+        Value::Null => true,
+        Value::Bool(false) => !FALSE_ASKS.contains(&name),
         Value::String(s) => s.is_empty(),
         Value::Array(a) => a.is_empty(),
         Value::Object(m) => m.is_empty(),
         _ => false,
     };
-    let name = path.rsplit('.').next().unwrap_or(path);
     let text = || value.to_string();
     empty || DEFAULTS.iter().any(|(n, v)| *n == name && text() == *v)
 }
@@ -204,6 +208,9 @@ pub fn unacted(kind: Kind, manifest: &Value) -> Vec<String> {
 fn pod_spec(spec: Option<&Value>, path: &str, out: &mut Vec<String>) {
     let Some(spec) = spec else { return };
     POD_TREE.unacted(spec, path, out);
+    for (i, v) in spec.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        empty_dir(v, &format!("{path}.volumes[{i}].emptyDir"), out);
+    }
     for list in ["containers", "initContainers"] {
         let items = spec.get(list).and_then(Value::as_array);
         for (i, c) in items.into_iter().flatten().enumerate() {
@@ -215,7 +222,24 @@ fn pod_spec(spec: Option<&Value>, path: &str, out: &mut Vec<String>) {
                     out.push(format!("{at}.{hole}"));
                 }
             }
+            // Only a sidecar's own policy is followed; the others follow the Pod's.
+            let policy = c.get("restartPolicy").and_then(Value::as_str).filter(|p| !p.is_empty());
+            if policy.is_some_and(|p| (list, p) != ("initContainers", "Always")) {
+                out.push(format!("{at}.restartPolicy"));
+            }
         }
+    }
+}
+
+/// Only memory has a limit, since a tmpfs keeps it.
+fn empty_dir(volume: &Value, path: &str, out: &mut Vec<String>) {
+    let Some(source) = volume.get("emptyDir") else { return };
+    let medium = source.get("medium").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(medium, "" | "Memory") {
+        out.push(format!("{path}.medium"));
+    }
+    if medium != "Memory" && source.get("sizeLimit").is_some_and(|v| !v.is_null()) {
+        out.push(format!("{path}.sizeLimit"));
     }
 }
 
@@ -234,23 +258,32 @@ mod tests {
     #[test]
     fn each_field_is_named() {
         let v = json!({"apiVersion":"apps/v1","kind":"Deployment","spec":{"template":{"spec":{
-            "affinity":{"nodeAffinity":{"x":1}},"priorityClassName":"high","hostNetwork":false,
+            "affinity":{"nodeAffinity":{"x":1}},"priorityClassName":"high","hostNetwork":false,"hostUsers":false,
             "topologySpreadConstraints":[{"maxSkew":1}],
-            "containers":[{"name":"a","image":"b","startupProbe":{"exec":{"command":["x"]}},
+            "initContainers":[{"name":"s","image":"b","restartPolicy":"Always"},{"name":"i","image":"b","restartPolicy":"Never"}],
+            "containers":[{"name":"a","image":"b","restartPolicy":"OnFailure","startupProbe":{"exec":{"command":["x"]}},
+               "resources":{"limits":{"cpu":"1","ephemeral-storage":"1Gi"},"requests":{"ephemeral-storage":"1Gi"}},
                "lifecycle":{"stopSignal":"SIGUSR1"},"ports":[{"containerPort":1,"hostPort":2}],
                "livenessProbe":{"grpc":{"port":1},"terminationGracePeriodSeconds":1},"volumeDevices":[{"name":"x"}]}],
-            "volumes":[{"name":"v","nfs":{"server":"x"}},{"name":"w","emptyDir":{"medium":"Memory"}}]}}}});
+            "volumes":[{"name":"v","nfs":{"server":"x"}},{"name":"w","emptyDir":{"medium":"Memory","sizeLimit":"1Mi"}},
+               {"name":"x","emptyDir":{"sizeLimit":"1Gi"}},{"name":"y","emptyDir":{"medium":"HugePages"}}]}}}});
         assert_eq!(
             paths(&v),
             [
                 "spec.template.spec.affinity",
                 "spec.template.spec.priorityClassName",
+                "spec.template.spec.hostUsers",
                 "spec.template.spec.topologySpreadConstraints",
                 "spec.template.spec.volumes[0].nfs",
+                "spec.template.spec.volumes[2].emptyDir.sizeLimit",
+                "spec.template.spec.volumes[3].emptyDir.medium",
+                "spec.template.spec.containers[0].resources.limits.ephemeral-storage",
                 "spec.template.spec.containers[0].lifecycle.stopSignal",
                 "spec.template.spec.containers[0].ports[0].hostPort",
                 "spec.template.spec.containers[0].volumeDevices",
                 "spec.template.spec.containers[0].livenessProbe.terminationGracePeriodSeconds",
+                "spec.template.spec.containers[0].restartPolicy",
+                "spec.template.spec.initContainers[1].restartPolicy",
             ]
         );
     }
