@@ -87,6 +87,7 @@ pub const SUBDOMAIN_MAX_BYTES: usize = 253;
 
 const LABEL_MESSAGE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const UNDERSCORE_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
 const NAME_PART_MESSAGE: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_VALUE_MESSAGE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 
@@ -131,6 +132,23 @@ pub fn check_dns1123_subdomain(s: &str) -> Vec<String> {
     }
     if !s.split('.').all(is_label) {
         out.push(SUBDOMAIN_MESSAGE.to_owned());
+    }
+    out
+}
+
+/// Kubernetes' complaints about `s` as a DNS-1123 subdomain in which labels may hold and begin with
+/// '_', as service records do; none when it is one.
+pub fn check_dns1123_subdomain_with_underscore(s: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    if s.len() > SUBDOMAIN_MAX_BYTES {
+        out.push(max_len(SUBDOMAIN_MAX_BYTES));
+    }
+    let is = |label: &str| {
+        let rest = label.strip_prefix('_').unwrap_or(label);
+        !rest.starts_with('_') && !rest.ends_with('_') && is_label(&rest.replace('_', "0"))
+    };
+    if !s.split('.').all(is) {
+        out.push(UNDERSCORE_MESSAGE.to_owned());
     }
     out
 }

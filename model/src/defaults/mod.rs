@@ -5,7 +5,7 @@ mod workload;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus, Node, PodStatus, Secret};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
 
 use crate::object::Object;
@@ -25,7 +25,19 @@ pub fn apply(object: &mut Object) {
         Object::Deployment(o) => workload::deployment(o),
         Object::NetworkPolicy(o) => network_policy(o),
         Object::Secret(o) => secret(o),
-        Object::Node(_) | Object::ConfigMap(_) | Object::Event(_) => {}
+        Object::Node(o) => node(o),
+        Object::ConfigMap(_) | Object::Event(_) => {}
+    }
+}
+
+/// The pod CIDR in two fields: each is filled in from the other.
+fn node(o: &mut Node) {
+    let Some(spec) = o.spec.as_mut() else { return };
+    let first = spec.pod_cidrs.as_ref().and_then(|c| c.first()).cloned();
+    match (spec.pod_cidr.clone().filter(|c| !c.is_empty()), first) {
+        (Some(cidr), None) => spec.pod_cidrs = Some(vec![cidr]),
+        (None, Some(first)) => spec.pod_cidr = Some(first),
+        _ => {}
     }
 }
 

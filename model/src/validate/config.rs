@@ -7,6 +7,8 @@ use crate::field::{FieldError, Path};
 
 /// Keys and values of a ConfigMap or Secret together (Kubernetes' MaxSecretSize).
 const DATA_MAX_BYTES: usize = 1024 * 1024;
+/// Names the account that a token is of.
+const SERVICE_ACCOUNT: &str = "kubernetes.io/service-account.name";
 const WHEN_IMMUTABLE: &str = "field is immutable when `immutable` is set";
 
 pub(super) fn config_map(o: &ConfigMap, out: &mut Vec<FieldError>) {
@@ -71,6 +73,13 @@ pub(super) fn secret(o: &Secret, out: &mut Vec<FieldError>) {
         }
     };
     match o.type_.as_deref().unwrap_or_default() {
+        "kubernetes.io/service-account-token" => {
+            let named = o.metadata.annotations.as_ref().and_then(|a| a.get(SERVICE_ACCOUNT));
+            if named.is_none_or(String::is_empty) {
+                let p = Path::new("metadata").child("annotations").key(SERVICE_ACCOUNT);
+                out.push(FieldError::required(&p, ""));
+            }
+        }
         "kubernetes.io/dockerconfigjson" => {
             need(&[".dockerconfigjson"]);
             json_object(o, ".dockerconfigjson", &path, out);

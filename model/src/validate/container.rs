@@ -2,13 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, PodSpec, ResourceRequirements, SecurityContext,
-    VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, ResourceRequirements, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 
-use super::{complain, one_of, pod, port_number, probe, volume};
+use super::{complain, env, one_of, port_number, probe, security, volume};
 use crate::field::{FieldError, Path};
 use crate::names;
 use crate::quantity::Quantity;
@@ -20,7 +17,7 @@ pub(super) fn containers(s: &PodSpec, volumes: &BTreeSet<String>, path: &Path, o
     let mut seen = BTreeSet::new();
     for (i, c) in s.containers.iter().enumerate() {
         let p = path.child("containers").index(i);
-        container(c, volumes, &p, out);
+        container(c, s, volumes, &p, out);
         if !seen.insert(c.name.as_str()) {
             out.push(FieldError::duplicate(&p.child("name"), c.name.as_str()));
         }
@@ -28,16 +25,16 @@ pub(super) fn containers(s: &PodSpec, volumes: &BTreeSet<String>, path: &Path, o
             let supported = ["Always", "Never", "OnFailure"];
             one_of(out, &p.child("restartPolicy"), Some(r), &supported);
         }
-        probe::all(c, &p, out);
+        probe::all(c, s, &p, out);
     }
     for (i, c) in s.init_containers.iter().flatten().enumerate() {
         let p = path.child("initContainers").index(i);
-        container(c, volumes, &p, out);
+        container(c, s, volumes, &p, out);
         if !seen.insert(c.name.as_str()) {
             out.push(FieldError::duplicate(&p.child("name"), c.name.as_str()));
         }
         if c.restart_policy.as_deref() == Some("Always") {
-            probe::all(c, &p, out);
+            probe::all(c, s, &p, out);
         } else {
             init_only(c, &p, out);
         }
@@ -61,7 +58,7 @@ fn init_only(c: &Container, path: &Path, out: &mut Vec<FieldError>) {
     one_of(out, &path.child("restartPolicy"), c.restart_policy.as_deref(), &["Always", "Never", "OnFailure"]);
 }
 
-fn container(c: &Container, volumes: &BTreeSet<String>, path: &Path, out: &mut Vec<FieldError>) {
+fn container(c: &Container, s: &PodSpec, volumes: &BTreeSet<String>, path: &Path, out: &mut Vec<FieldError>) {
     let name = path.child("name");
     if c.name.is_empty() {
         out.push(FieldError::required(&name, ""));
@@ -84,18 +81,18 @@ fn container(c: &Container, volumes: &BTreeSet<String>, path: &Path, out: &mut V
     );
     ports(c.ports.as_deref().unwrap_or_default(), &path.child("ports"), out);
     for (i, e) in c.env.iter().flatten().enumerate() {
-        env(e, &path.child("env").index(i), out);
+        env::env(e, &path.child("env").index(i), out);
     }
     for (i, e) in c.env_from.iter().flatten().enumerate() {
-        env_from(e, &path.child("envFrom").index(i), out);
+        env::env_from(e, &path.child("envFrom").index(i), out);
     }
     let mounts = c.volume_mounts.as_deref().unwrap_or_default();
-    volume_mounts(mounts, volumes, &path.child("volumeMounts"), out);
+    volume_mounts(mounts, volumes, security::privileged(c), &path.child("volumeMounts"), out);
     if let Some(r) = &c.resources {
         resources(r, &path.child("resources"), out);
     }
-    if let Some(s) = &c.security_context {
-        security_context(s, &path.child("securityContext"), out);
+    if let Some(context) = &c.security_context {
+        security::container(context, s.host_users != Some(false), &path.child("securityContext"), out);
     }
 }
 
@@ -122,121 +119,13 @@ fn ports(list: &[ContainerPort], path: &Path, out: &mut Vec<FieldError>) {
     }
 }
 
-fn env_name(name: &str, path: &Path, out: &mut Vec<FieldError>) {
-    if !name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=') {
-        out.push(FieldError::invalid(
-            path,
-            name,
-            "a valid environment variable name must consist only of printable ASCII characters other than '='",
-        ));
-    }
-}
-
-fn env(e: &EnvVar, path: &Path, out: &mut Vec<FieldError>) {
-    if e.name.is_empty() {
-        out.push(FieldError::required(&path.child("name"), ""));
-    } else {
-        env_name(&e.name, &path.child("name"), out);
-    }
-    let Some(from) = &e.value_from else { return };
-    let path = path.child("valueFrom");
-    let count = [
-        from.field_ref.is_some(),
-        from.resource_field_ref.is_some(),
-        from.config_map_key_ref.is_some(),
-        from.secret_key_ref.is_some(),
-        from.file_key_ref.is_some(),
-    ]
-    .into_iter()
-    .filter(|x| *x)
-    .count();
-    if count == 0 {
-        out.push(FieldError::invalid(
-            &path,
-            "",
-            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
-        ));
-    } else if e.value.as_deref().is_some_and(|v| !v.is_empty()) {
-        out.push(FieldError::invalid(&path, "", "may not be specified when `value` is not empty"));
-    } else if count > 1 {
-        out.push(FieldError::invalid(&path, "", "may not have more than one field specified at a time"));
-    }
-    env_source(from, &path, out);
-}
-
-fn env_source(from: &EnvVarSource, path: &Path, out: &mut Vec<FieldError>) {
-    if let Some(f) = &from.field_ref {
-        let p = path.child("fieldRef").child("fieldPath");
-        if f.field_path.is_empty() {
-            out.push(FieldError::required(&p, ""));
-        } else if !is_env_field(&f.field_path) {
-            out.push(FieldError::not_supported(&p, &f.field_path, ENV_FIELDS));
-        }
-    }
-    let refs = [
-        ("configMapKeyRef", from.config_map_key_ref.as_ref().map(|r| (&r.name, &r.key))),
-        ("secretKeyRef", from.secret_key_ref.as_ref().map(|r| (&r.name, &r.key))),
-    ];
-    for (field, reference) in refs {
-        let Some((name, key)) = reference else { continue };
-        let p = path.child(field);
-        if name.is_empty() {
-            out.push(FieldError::required(&p.child("name"), ""));
-        }
-        if key.is_empty() {
-            out.push(FieldError::required(&p.child("key"), ""));
-        } else {
-            complain(out, &p.child("key"), key, volume::check_config_key(key));
-        }
-    }
-}
-
-/// Fields of a Pod that an environment variable may take.
-const ENV_FIELDS: &[&str] = &[
-    "metadata.annotations",
-    "metadata.labels",
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-fn is_env_field(path: &str) -> bool {
-    match path.split_once("['") {
-        Some((map @ ("metadata.labels" | "metadata.annotations"), rest)) => {
-            let _ = map;
-            rest.strip_suffix("']").is_some_and(|k| names::check_qualified_name(&k.to_ascii_lowercase()).is_empty())
-        }
-        Some(_) => false,
-        None => ENV_FIELDS.contains(&path) && path != "metadata.labels" && path != "metadata.annotations",
-    }
-}
-
-fn env_from(e: &EnvFromSource, path: &Path, out: &mut Vec<FieldError>) {
-    if let Some(prefix) = e.prefix.as_deref() {
-        env_name(prefix, &path.child("prefix"), out);
-    }
-    match (&e.config_map_ref, &e.secret_ref) {
-        (None, None) => out.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
-        (Some(_), Some(_)) => {
-            out.push(FieldError::invalid(path, "", "may not have more than one field specified at a time"))
-        }
-        (Some(c), None) if c.name.is_empty() => {
-            out.push(FieldError::required(&path.child("configMapRef").child("name"), ""));
-        }
-        (None, Some(s)) if s.name.is_empty() => {
-            out.push(FieldError::required(&path.child("secretRef").child("name"), ""));
-        }
-        _ => {}
-    }
-}
-
-fn volume_mounts(list: &[VolumeMount], volumes: &BTreeSet<String>, path: &Path, out: &mut Vec<FieldError>) {
+fn volume_mounts(
+    list: &[VolumeMount],
+    volumes: &BTreeSet<String>,
+    privileged: bool,
+    path: &Path,
+    out: &mut Vec<FieldError>,
+) {
     let mut seen = BTreeSet::new();
     for (i, m) in list.iter().enumerate() {
         let p = path.index(i);
@@ -266,12 +155,12 @@ fn volume_mounts(list: &[VolumeMount], volumes: &BTreeSet<String>, path: &Path, 
         if !expr.is_empty() {
             volume::local_path(&expr, &p.child("subPathExpr"), out);
         }
-        one_of(
-            out,
-            &p.child("mountPropagation"),
-            m.mount_propagation.as_deref(),
-            &["Bidirectional", "HostToContainer", "None"],
-        );
+        let (at, propagation) = (p.child("mountPropagation"), m.mount_propagation.as_deref());
+        one_of(out, &at, propagation, &["Bidirectional", "HostToContainer", "None"]);
+        if propagation == Some("Bidirectional") && !privileged {
+            let m = "Bidirectional mount propagation is available only to privileged containers";
+            out.push(FieldError::forbidden(&at, m));
+        }
     }
 }
 
@@ -324,22 +213,4 @@ fn resources(r: &ResourceRequirements, path: &Path, out: &mut Vec<FieldError>) {
             _ => {}
         }
     }
-}
-
-fn security_context(s: &SecurityContext, path: &Path, out: &mut Vec<FieldError>) {
-    pod::id(s.run_as_user, &path.child("runAsUser"), out);
-    pod::id(s.run_as_group, &path.child("runAsGroup"), out);
-    if s.allow_privilege_escalation == Some(false) {
-        let p = path.child("allowPrivilegeEscalation");
-        if s.privileged == Some(true) {
-            let m = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            out.push(FieldError::invalid(&p, false, m));
-        }
-        let adds = s.capabilities.as_ref().and_then(|c| c.add.as_ref());
-        if adds.is_some_and(|a| a.iter().any(|c| c == "CAP_SYS_ADMIN")) {
-            let m = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            out.push(FieldError::invalid(&p, false, m));
-        }
-    }
-    one_of(out, &path.child("procMount"), s.proc_mount.as_deref(), &["Default", "Unmasked"]);
 }

@@ -13,6 +13,8 @@ use crate::object::Object;
 /// All annotations of an object together, keys and values (apimachinery's
 /// TotalAnnotationSizeLimitB).
 const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
+/// Finalizers that need no domain.
+const STANDARD_FINALIZERS: &[&str] = &["foregroundDeletion", "kubernetes", "orphan"];
 
 pub(super) fn create(object: &Object, out: &mut Vec<FieldError>) {
     let meta = object.meta();
@@ -42,6 +44,17 @@ pub(super) fn create(object: &Object, out: &mut Vec<FieldError>) {
         (false, _) => out.push(FieldError::forbidden(&ns_path, "not allowed on this type")),
     }
     common(meta, &path, out);
+    qualified_finalizers(meta, &[], &path, out);
+}
+
+/// A finalizer without a domain is Kubernetes' own. Those in `before` were taken once.
+fn qualified_finalizers(meta: &ObjectMeta, before: &[String], path: &Path, out: &mut Vec<FieldError>) {
+    for (i, f) in meta.finalizers.iter().flatten().enumerate() {
+        if !f.contains('/') && !STANDARD_FINALIZERS.contains(&f.as_str()) && !before.contains(f) {
+            let m = "name is neither a standard finalizer name nor is it fully qualified";
+            out.push(FieldError::invalid(&path.child("finalizers").index(i), f.as_str(), m));
+        }
+    }
 }
 
 fn common(meta: &ObjectMeta, path: &Path, out: &mut Vec<FieldError>) {
@@ -88,8 +101,8 @@ pub(super) fn update(old: &Object, new: &Object, out: &mut Vec<FieldError>) {
         let shown = shown(&b.creation_timestamp);
         out.push(FieldError::invalid(&path.child("creationTimestamp"), shown, IMMUTABLE));
     }
+    let before = a.finalizers.clone().unwrap_or_default();
     if a.deletion_timestamp.is_some() {
-        let before = a.finalizers.clone().unwrap_or_default();
         let more: Vec<&String> = b.finalizers.iter().flatten().filter(|f| !before.contains(f)).collect();
         if !more.is_empty() {
             out.push(FieldError::forbidden(
@@ -101,6 +114,7 @@ pub(super) fn update(old: &Object, new: &Object, out: &mut Vec<FieldError>) {
         }
     }
     common(b, &path, out);
+    qualified_finalizers(b, &before, &path, out);
 }
 
 /// Rules for a map of labels.

@@ -3,12 +3,15 @@
 
 mod config;
 mod container;
+mod dns;
+mod env;
 mod meta;
 mod network_policy;
 mod node;
 mod pod;
 mod pod_update;
 mod probe;
+mod security;
 mod volume;
 mod workload;
 
@@ -32,11 +35,19 @@ pub fn create(object: &Object) -> Vec<FieldError> {
     out
 }
 
-/// Problems of `new`, defaulted, as the successor of `old`.
+/// Problems of `new`, defaulted, as the successor of `old`. What `old` broke already is not told
+/// again: it was stored before there was that rule, and its status is still to be written.
 pub fn update(old: &Object, new: &Object) -> Vec<FieldError> {
     let mut out = Vec::new();
     meta::update(old, new, &mut out);
-    spec(new, &mut out);
+    let mut of_spec = Vec::new();
+    spec(new, &mut of_spec);
+    if !of_spec.is_empty() {
+        let mut before = Vec::new();
+        spec(old, &mut before);
+        of_spec.retain(|e| !before.contains(e));
+    }
+    out.append(&mut of_spec);
     match (old, new) {
         (Object::Pod(a), Object::Pod(b)) => pod_update::update(a, b, &mut out),
         (Object::Deployment(a), Object::Deployment(b)) => workload::deployment_update(a, b, &mut out),
@@ -98,5 +109,7 @@ fn shown<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod refusals_tests;
 #[cfg(test)]
 mod tests;

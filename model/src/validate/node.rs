@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 
-use super::{complain, one_of};
+use super::{complain, one_of, shown};
 use crate::field::{FieldError, Path};
 use crate::names;
 
@@ -35,7 +35,8 @@ pub(super) fn node(o: &Node, out: &mut Vec<FieldError>) {
             out.push(FieldError::duplicate(&p, format!("{}:{}", t.key, t.effect)));
         }
     }
-    for (i, c) in s.pod_cidrs.iter().flatten().enumerate() {
+    let cidrs = s.pod_cidrs.as_deref().unwrap_or_default();
+    for (i, c) in cidrs.iter().enumerate() {
         if !c.contains('/') || c.parse::<IpNetwork>().is_err() {
             out.push(FieldError::invalid(
                 &path.child("podCIDRs").index(i),
@@ -43,6 +44,16 @@ pub(super) fn node(o: &Node, out: &mut Vec<FieldError>) {
                 "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
             ));
         }
+    }
+    let of_family = |v4: bool| cidrs.iter().filter(|c| c.parse::<IpNetwork>().is_ok_and(|c| c.is_ipv4() == v4)).count();
+    if of_family(true) > 1 || of_family(false) > 1 {
+        let m = "may specify no more than one CIDR for each IP family";
+        out.push(FieldError::invalid(&path.child("podCIDRs"), shown(&cidrs), m));
+    }
+    // Each is the other's default, so that they differ only where somebody wrote both.
+    let first = s.pod_cidr.as_deref().unwrap_or_default();
+    if first != cidrs.first().map_or("", String::as_str) {
+        out.push(FieldError::invalid(&path.child("podCIDR"), first, "must be the first of `podCIDRs`"));
     }
 }
 

@@ -1,21 +1,17 @@
 //! Rules for Pods and Pod templates.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec, Toleration};
 
-use super::{complain, container, meta, not_negative, one_of, volume};
+use super::{complain, container, dns, meta, not_negative, one_of, security, volume};
 use crate::field::{FieldError, Path};
 use crate::names;
-
-/// Greatest id of a user or group (apimachinery's IsValidUserID).
-const ID_MAX: i64 = i32::MAX as i64;
 
 pub(super) fn pod(o: &Pod, out: &mut Vec<FieldError>) {
     let path = Path::new("spec");
     match &o.spec {
-        Some(s) => pod_spec(s, &path, out),
+        Some(s) => pod_spec(s, true, &path, out),
         None => out.push(FieldError::required(&path, "")),
     }
 }
@@ -26,17 +22,18 @@ pub(super) fn template(t: &PodTemplateSpec, path: &Path, out: &mut Vec<FieldErro
         meta::annotations(m.annotations.as_ref(), &path.child("metadata").child("annotations"), out);
     }
     match &t.spec {
-        Some(s) => pod_spec(s, &path.child("spec"), out),
+        Some(s) => pod_spec(s, false, &path.child("spec"), out),
         None => out.push(FieldError::required(&path.child("spec"), "")),
     }
 }
 
-pub(super) fn pod_spec(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
+/// `of_pod`: not of a template, whose Pods get further defaults.
+fn pod_spec(s: &PodSpec, of_pod: bool, path: &Path, out: &mut Vec<FieldError>) {
     let volumes = volume::volumes(s.volumes.as_deref().unwrap_or_default(), &path.child("volumes"), out);
     container::containers(s, &volumes, path, out);
     one_of(out, &path.child("restartPolicy"), s.restart_policy.as_deref(), &["Always", "Never", "OnFailure"]);
-    dns(s, path, out);
-    host_namespaces(s, path, out);
+    dns::dns(s, path, out);
+    host_namespaces(s, of_pod, path, out);
     pod_names(s, path, out);
     meta::labels(s.node_selector.as_ref(), &path.child("nodeSelector"), out);
     not_negative(out, &path.child("terminationGracePeriodSeconds"), s.termination_grace_period_seconds);
@@ -49,7 +46,8 @@ pub(super) fn pod_spec(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
     for (i, t) in s.tolerations.iter().flatten().enumerate() {
         toleration(t, &path.child("tolerations").index(i), out);
     }
-    security_context(s, &path.child("securityContext"), out);
+    security::pod(s, &path.child("securityContext"), out);
+    gates(s, path, out);
     for (i, r) in s.image_pull_secrets.iter().flatten().enumerate() {
         if r.name.is_empty() {
             let p = path.child("imagePullSecrets").index(i).child("name");
@@ -58,37 +56,22 @@ pub(super) fn pod_spec(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
     }
 }
 
-fn dns(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
-    one_of(
-        out,
-        &path.child("dnsPolicy"),
-        s.dns_policy.as_deref(),
-        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
-    );
-    let servers = s.dns_config.as_ref().and_then(|d| d.nameservers.as_deref()).unwrap_or_default();
-    let p = path.child("dnsConfig").child("nameservers");
-    if s.dns_policy.as_deref() == Some("None") && servers.is_empty() {
-        out.push(FieldError::required(&p, "must provide at least one DNS nameserver when `dnsPolicy` is None"));
-    }
-    for (i, ns) in servers.iter().enumerate() {
-        ip(ns, &p.index(i), out);
-    }
-    for (i, a) in s.host_aliases.iter().flatten().enumerate() {
-        let p = path.child("hostAliases").index(i);
-        ip(&a.ip, &p.child("ip"), out);
-        for (j, h) in a.hostnames.iter().flatten().enumerate() {
-            complain(out, &p.child("hostnames").index(j), h, names::check_dns1123_subdomain(h));
+fn gates(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
+    let mut seen = BTreeSet::new();
+    for (i, gate) in s.scheduling_gates.iter().flatten().enumerate() {
+        let p = path.child("schedulingGates").index(i);
+        complain(out, &p, &gate.name, names::check_qualified_name(&gate.name));
+        if !seen.insert(gate.name.as_str()) {
+            out.push(FieldError::duplicate(&p, gate.name.as_str()));
         }
     }
-}
-
-fn ip(text: &str, path: &Path, out: &mut Vec<FieldError>) {
-    if text.parse::<IpAddr>().is_err() {
-        out.push(FieldError::invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+    for (i, gate) in s.readiness_gates.iter().flatten().enumerate() {
+        let p = path.child("readinessGates").index(i).child("conditionType");
+        complain(out, &p, &gate.condition_type, names::check_qualified_name(&gate.condition_type));
     }
 }
 
-fn host_namespaces(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
+fn host_namespaces(s: &PodSpec, of_pod: bool, path: &Path, out: &mut Vec<FieldError>) {
     if s.share_process_namespace == Some(true) && s.host_pid == Some(true) {
         out.push(FieldError::invalid(
             &path.child("shareProcessNamespace"),
@@ -101,12 +84,9 @@ fn host_namespaces(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
         for (j, port) in c.ports.iter().flatten().enumerate() {
             let p = path.child("containers").index(i).child("ports").index(j);
             let host = port.host_port.unwrap_or(0);
-            if s.host_network == Some(true) && host != port.container_port {
-                out.push(FieldError::invalid(
-                    &p.child("containerPort"),
-                    port.container_port,
-                    "must match `hostPort` when `hostNetwork` is true",
-                ));
+            if s.host_network == Some(true) && (of_pod || host != 0) && host != port.container_port {
+                let m = "must match `containerPort` when `hostNetwork` is true";
+                out.push(FieldError::invalid(&p.child("hostPort"), host, m));
             }
             let protocol = port.protocol.clone().unwrap_or_default();
             let key = (host, protocol, port.host_ip.clone().unwrap_or_default());
@@ -168,24 +148,4 @@ fn toleration(t: &Toleration, path: &Path, out: &mut Vec<FieldError>) {
     }
     let effect = Some(effect.as_str()).filter(|e| !e.is_empty());
     one_of(out, &path.child("effect"), effect, super::node::EFFECTS);
-}
-
-fn security_context(s: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
-    let Some(c) = &s.security_context else { return };
-    id(c.run_as_user, &path.child("runAsUser"), out);
-    id(c.run_as_group, &path.child("runAsGroup"), out);
-    id(c.fs_group, &path.child("fsGroup"), out);
-    for (i, g) in c.supplemental_groups.iter().flatten().enumerate() {
-        id(Some(*g), &path.child("supplementalGroups").index(i), out);
-    }
-    one_of(out, &path.child("fsGroupChangePolicy"), c.fs_group_change_policy.as_deref(), &["Always", "OnRootMismatch"]);
-}
-
-/// A user's or group's id.
-pub(super) fn id(value: Option<i64>, path: &Path, out: &mut Vec<FieldError>) {
-    if let Some(v) = value
-        && !(0..=ID_MAX).contains(&v)
-    {
-        out.push(FieldError::invalid(path, v, "must be between 0 and 2147483647, inclusive"));
-    }
 }

@@ -76,7 +76,7 @@ fn gates(a: &PodSpec, b: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
 fn node_selector(a: &PodSpec, b: &PodSpec, path: &Path, out: &mut Vec<FieldError>) {
     let new = b.node_selector.clone().unwrap_or_default();
     if a.node_selector.iter().flatten().any(|(k, v)| new.get(k) != Some(v)) {
-        let m = "only additions are allowed (no mutations or deletions)";
+        let m = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         out.push(FieldError::invalid(&path.child("nodeSelector"), shown(&new), m));
     }
 }

@@ -3,7 +3,7 @@ use super::*;
 use crate::defaults;
 use serde_json::json;
 
-fn object(v: Value) -> Object {
+pub(super) fn object(v: Value) -> Object {
     let kind = Object::kind_of_value(&v).unwrap();
     let (mut o, unknown) = Object::from_value(kind, &v).unwrap();
     assert!(unknown.is_empty(), "{unknown:?}");
@@ -11,15 +11,15 @@ fn object(v: Value) -> Object {
     o
 }
 
-fn problems(v: Value) -> Vec<String> {
+pub(super) fn problems(v: Value) -> Vec<String> {
     create(&object(v)).iter().map(ToString::to_string).collect()
 }
 
-fn pod(spec: Value) -> Value {
+pub(super) fn pod(spec: Value) -> Value {
     json!({"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","namespace":"d"},"spec":spec})
 }
 
-fn deployment(spec: Value) -> Value {
+pub(super) fn deployment(spec: Value) -> Value {
     json!({"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","namespace":"d"},"spec":spec})
 }
 
@@ -191,20 +191,22 @@ fn gates_only_go() {
     assert_eq!(of(&old, gated(&[], json!({"k":"v"}))), Vec::<String>::new());
     assert_eq!(
         of(&old, gated(&["a/1", "a/3"], json!({"k":"v"}))),
-        [
-            "spec.schedulingGates[1].name: Forbidden: only deletion is allowed, but found new scheduling gate 'a/3'"
-        ]
+        ["spec.schedulingGates[1].name: Forbidden: only deletion is allowed, but found new scheduling gate 'a/3'"]
     );
     let got = of(&old, gated(&["a/1"], json!({"k":"other"})));
     assert_eq!(got.len(), 1);
-    assert!(got[0].starts_with("spec.nodeSelector: Invalid value: {\"k\":\"other\"}: only additions"), "{got:?}");
+    assert!(
+        got[0].starts_with("spec.nodeSelector: Invalid value: {\"k\":\"other\"}: only additions to spec.nodeSelector"),
+        "{got:?}"
+    );
     // Without gates nothing of it changes any more.
     let free = gated(&[], json!({"k":"v"}));
     let got = of(&free, gated(&[], json!({"k":"v","l":"w"})));
     assert!(got[0].ends_with("changed: spec.nodeSelector.l"), "{got:?}");
     let got = of(&free, gated(&["a/1"], json!({"k":"v"})));
     assert!(got[0].starts_with("spec.schedulingGates[0].name: Forbidden: only deletion"), "{got:?}");
-    let got = problems(pod(json!({"containers":[{"name":"a","image":"x"}],"nodeName":"n","schedulingGates":[{"name":"g"}]})));
+    let got =
+        problems(pod(json!({"containers":[{"name":"a","image":"x"}],"nodeName":"n","schedulingGates":[{"name":"g"}]})));
     assert_eq!(got, ["spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"]);
 }
 

@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Volume, VolumeProjection};
 use serde_json::Value;
 
-use super::{complain, one_of, shown};
+use super::{complain, env, one_of, shown};
 use crate::field::{FieldError, Path};
 use crate::names;
 use crate::quantity::Quantity;
+
+/// Fields of a Pod that a file of a volume may show.
+const DOWNWARD_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// Checks volumes; answers their names.
 pub(super) fn volumes(list: &[Volume], path: &Path, out: &mut Vec<FieldError>) -> BTreeSet<String> {
@@ -84,6 +88,11 @@ fn source(v: &Volume, path: &Path, out: &mut Vec<FieldError>) {
 
 /// One of the sources that are laid over each other.
 fn projection(s: &VolumeProjection, path: &Path, out: &mut Vec<FieldError>) {
+    match shown(s).as_object().map_or(0, serde_json::Map::len) {
+        0 => out.push(FieldError::required(path, "must specify a volume type")),
+        1 => {}
+        _ => out.push(FieldError::forbidden(path, "may not specify more than 1 volume type per source")),
+    }
     if let Some(c) = &s.config_map {
         let p = path.child("configMap");
         if c.name.is_empty() {
@@ -114,6 +123,17 @@ fn downward_files(items: Option<&[DownwardAPIVolumeFile]>, path: &Path, out: &mu
         let p = path.child("items").index(i);
         file(&item.path, &p.child("path"), out);
         mode(item.mode, &p.child("mode"), out);
+        match (&item.field_ref, &item.resource_field_ref) {
+            (Some(f), other) => {
+                env::field_ref(f, DOWNWARD_FIELDS, &p.child("fieldRef"), out);
+                if other.is_some() {
+                    let m = "fieldRef and resourceFieldRef can not be specified simultaneously";
+                    out.push(FieldError::invalid(&p, "resource", m));
+                }
+            }
+            (None, Some(r)) => env::resource_ref(r, &p.child("resourceFieldRef"), true, out),
+            (None, None) => out.push(FieldError::required(&p, "one of fieldRef and resourceFieldRef is required")),
+        }
     }
 }
 
