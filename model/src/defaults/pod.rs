@@ -19,6 +19,7 @@ const NODE_LOST_SECONDS: i64 = 0;
 pub(super) fn pod(o: &mut Pod) {
     let Some(spec) = o.spec.as_mut() else { return };
     pod_spec(spec);
+    host_ports(spec);
     spec.enable_service_links.get_or_insert(true);
     for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         requests_from_limits(c);
@@ -33,9 +34,8 @@ pub(super) fn pod_spec(spec: &mut PodSpec) {
     text(&mut spec.scheduler_name, "default-scheduler");
     spec.termination_grace_period_seconds.get_or_insert(GRACE_SECONDS);
     spec.security_context.get_or_insert_default();
-    let host_network = spec.host_network == Some(true);
     for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        container(c, host_network);
+        container(c);
     }
     for v in spec.volumes.iter_mut().flatten() {
         volume(v);
@@ -63,15 +63,14 @@ pub fn tolerations(spec: &mut PodSpec) {
     }
 }
 
-/// `Always` for `:latest` and no tag, else `IfNotPresent`.
+/// `Always` for `:latest`, be a digest behind it or not, and for neither tag nor digest, else
+/// `IfNotPresent`.
 pub fn image_pull_policy(image: &str) -> &'static str {
     let last = image.rsplit('/').next().unwrap_or(image);
-    if last.contains('@') {
-        return "IfNotPresent";
-    }
-    match last.split_once(':') {
-        None | Some((_, "latest")) => "Always",
-        Some(_) => "IfNotPresent",
+    let (name, digest) = last.split_once('@').map_or((last, None), |(name, digest)| (name, Some(digest)));
+    match (name.split_once(':'), digest) {
+        (Some((_, "latest")), _) | (None, None) => "Always",
+        _ => "IfNotPresent",
     }
 }
 
@@ -81,7 +80,21 @@ fn text(field: &mut Option<String>, default: &str) {
     }
 }
 
-fn container(c: &mut Container, host_network: bool) {
+/// In the host's network each port is the host's. Of Pods only: a template is kept as it was
+/// written.
+fn host_ports(spec: &mut PodSpec) {
+    if spec.host_network != Some(true) {
+        return;
+    }
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for p in containers.flat_map(|c| c.ports.iter_mut().flatten()) {
+        if p.host_port.unwrap_or(0) == 0 {
+            p.host_port = Some(p.container_port);
+        }
+    }
+}
+
+fn container(c: &mut Container) {
     let policy = image_pull_policy(c.image.as_deref().unwrap_or_default());
     text(&mut c.image_pull_policy, policy);
     text(&mut c.termination_message_path, "/dev/termination-log");
@@ -89,9 +102,6 @@ fn container(c: &mut Container, host_network: bool) {
     c.resources.get_or_insert_default();
     for p in c.ports.iter_mut().flatten() {
         text(&mut p.protocol, "TCP");
-        if host_network && p.host_port.unwrap_or(0) == 0 {
-            p.host_port = Some(p.container_port);
-        }
     }
     for e in c.env.iter_mut().flatten() {
         env(e);

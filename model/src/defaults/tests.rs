@@ -69,7 +69,9 @@ fn pull_policy_by_tag() {
         ("reg:5000/nginx", "Always"),
         ("reg:5000/nginx:1", "IfNotPresent"),
         ("nginx@sha256:aa", "IfNotPresent"),
-        ("nginx:latest@sha256:aa", "IfNotPresent"),
+        ("nginx:latest@sha256:aa", "Always"),
+        ("reg:5000/nginx:latest@sha256:aa", "Always"),
+        ("nginx:1.27@sha256:aa", "IfNotPresent"),
     ] {
         assert_eq!(image_pull_policy(image), want, "{image}");
     }
@@ -85,6 +87,19 @@ fn deployment_and_its_template() {
     assert_eq!(v["spec"]["progressDeadlineSeconds"], 600);
     assert_eq!(v["spec"]["template"]["spec"]["restartPolicy"], "Always");
     assert_eq!(v["spec"]["template"]["spec"].get("tolerations"), None);
+}
+
+#[test]
+fn only_a_pods_own_ports_become_the_hosts() {
+    let spec = json!({"hostNetwork":true,"containers":[{"name":"c","image":"x","ports":[{"containerPort":80}]}]});
+    let v = defaulted(json!({"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":spec}));
+    assert_eq!(v["spec"]["containers"][0]["ports"][0]["hostPort"], 80);
+    let v = defaulted(json!({"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a"},
+        "spec":{"selector":{},"template":{"spec":spec}}}));
+    assert_eq!(v["spec"]["template"]["spec"]["containers"][0]["ports"][0].get("hostPort"), None);
+    let v = defaulted(json!({"apiVersion":"apps/v1","kind":"ReplicaSet","metadata":{"name":"a"},
+        "spec":{"selector":{},"template":{"spec":spec}}}));
+    assert_eq!(v["spec"]["template"]["spec"]["containers"][0]["ports"][0].get("hostPort"), None);
 }
 
 #[test]
