@@ -70,6 +70,35 @@ async fn many_concurrent_writes_are_applied_once_each() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sixth_voter_is_refused() {
+    let mut cluster = Cluster::prepare(6, calm()).await;
+    cluster.start(1).await;
+    let first = cluster.nodes[&1].member.clone();
+    cluster.node(1).bootstrap(first).await.unwrap();
+    for id in 2..=6 {
+        cluster.start(id).await;
+    }
+    let member = |id: u64| cluster.nodes[&id].member.clone();
+    for id in 2..=5 {
+        within("adding", SOON, cluster.node(1).add_member(member(id))).await.unwrap();
+    }
+    // Asked of a member that does not lead, so that the words come over the wire.
+    let leader = cluster.leader(&[1, 2, 3, 4, 5]).await;
+    let asked = (1..=5).find(|id| *id != leader).unwrap();
+    let refused = cluster.node(asked).add_member(member(6)).await.unwrap_err();
+    assert!(matches!(refused, MemberError::TooMany { id: 6, voters: 5, limit: 5 }), "{refused:?}");
+    assert_eq!(
+        refused.to_string(),
+        "member 6 cannot be added: the cluster has 5 voters, and may have 5; remove one first"
+    );
+    assert_eq!(cluster.node(leader).members().len(), 5, "it is no learner either");
+    within("one that votes is added again", SOON, cluster.node(asked).add_member(member(5))).await.unwrap();
+    let gone = (1..=5).find(|id| *id != leader && *id != asked).unwrap();
+    within("removing one", SOON, cluster.node(asked).remove_member(gone)).await.unwrap();
+    within("the control: in its place", SOON, cluster.node(asked).add_member(member(6))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_dead_leader_is_replaced_and_nothing_is_lost() {
     let mut cluster = Cluster::new(3, Tuning { deadline: Duration::from_secs(15), ..Tuning::default() }).await;
     let leader = cluster.leader(&[1, 2, 3]).await;

@@ -28,6 +28,9 @@ const HANDOVER: Duration = Duration::from_secs(3);
 /// member that does not catch up is better told so.
 pub(super) const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
+/// Most voters: five survive two failures; more only make each write slower.
+const MAX_VOTERS: usize = 5;
+
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
 fn map(error: WriteError) -> MemberError {
@@ -78,10 +81,14 @@ pub(super) async fn add(inner: &Inner, member: Member) -> Result<(), MemberError
     if let Some(other) = members.iter().find(clash) {
         return Err(MemberError::Clash { member: member.to_string(), other: other.to_string() });
     }
-    if voters(inner).contains(&member.id) {
+    let voting = voters(inner);
+    if voting.contains(&member.id) {
         return Ok(());
     }
     let id = member.id;
+    if voting.len() >= MAX_VOTERS {
+        return Err(MemberError::TooMany { id, voters: voting.len(), limit: MAX_VOTERS });
+    }
     let peer_address = member.peer_address.clone();
     if !members.iter().any(|o| o.id == id) {
         inner.raft.add_learner(id, member, false).await.map_err(map)?;

@@ -233,4 +233,16 @@ pub enum MemberError {
     /// No leader, or it was lost on the way.
     #[error(transparent)]
     Leader(#[from] LeaderError),
+    /// More voters than are of any use: each write would wait for more disks, and no more members
+    /// may fail.
+    // At the end: members of different versions send these to each other.
+    #[error("member {id} cannot be added: the cluster has {voters} voters, and may have {limit}; remove one first")]
+    TooMany {
+        /// The new member.
+        id: u64,
+        /// How many there are.
+        voters: usize,
+        /// How many there may be.
+        limit: usize,
+    },
 }
