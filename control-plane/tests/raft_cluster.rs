@@ -3,9 +3,12 @@
 
 mod raft_support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use raft_support::{Cluster, eventually, key, put, within};
+use trellis_control_plane::raft::disk::SyncSite;
+use trellis_control_plane::raft::simdisk::SimDisk;
 use trellis_control_plane::raft::{LeaderError, MemberError, ProposeError, Tuning};
 use trellis_control_plane::store::{Command, Op, OpError, Outcome, When};
 
@@ -67,6 +70,69 @@ async fn many_concurrent_writes_are_applied_once_each() {
         cluster.node(id).read_barrier().await.unwrap();
         assert_eq!(cluster.node(id).store().revision(), 300);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_concurrent_writes_share_one_fsync() {
+    const WRITES: u64 = 300;
+    let disk = SimDisk::new(7);
+    let mut cluster = Cluster::prepare(1, Tuning { segment_bytes: 256 * 1024, ..calm() }).await;
+    cluster.disk = Arc::new(disk.clone());
+    cluster.start(1).await;
+    let first = cluster.nodes[&1].member.clone();
+    cluster.node(1).bootstrap(first).await.unwrap();
+    cluster.leader(&[1]).await;
+    disk.slow(Duration::from_millis(5));
+    let syncs = || disk.syncs(SyncSite::Append);
+    // The control: whoever waits for each write waits for an fsync of its own.
+    let before = syncs();
+    for i in 0..20 {
+        within("a write", SOON, cluster.node(1).propose(put(&format!("one-{i}"), "v"))).await.unwrap();
+    }
+    let alone = syncs() - before;
+    assert!(alone >= 20, "{alone} fsyncs for 20 writes one after another");
+    let before = syncs();
+    let writes = (0..WRITES).map(|i| {
+        let consensus = cluster.node(1).clone();
+        tokio::spawn(async move { consensus.propose(put(&format!("many-{i}"), "v")).await.unwrap() })
+    });
+    for write in writes.collect::<Vec<_>>() {
+        within("a write", SOON, write).await.unwrap();
+    }
+    let together = syncs() - before;
+    assert!(together <= WRITES / 5, "{together} fsyncs for {WRITES} writes at a time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn five_members_write_with_two_dead_and_not_with_three() {
+    let mut cluster = Cluster::new(5, Tuning { deadline: Duration::from_secs(3), ..calm() }).await;
+    let leader = cluster.leader(&[1, 2, 3, 4, 5]).await;
+    let others: Vec<u64> = (1..=5).filter(|id| *id != leader).collect();
+    for id in &others[..2] {
+        cluster.stop(*id).await;
+    }
+    within("a write with two dead", SOON, cluster.node(leader).propose(put("two", "v"))).await.unwrap();
+    within("a read with two dead", SOON, cluster.node(leader).read_barrier()).await.unwrap();
+    cluster.stop(others[2]).await;
+    let refused = within("it gives up", SOON, cluster.node(leader).propose(put("three", "v"))).await;
+    assert!(matches!(refused, Err(ProposeError::Unknown { .. } | ProposeError::Unavailable { .. })), "{refused:?}");
+    let read = within("it gives up", SOON, cluster.node(leader).read_barrier()).await;
+    assert!(matches!(read, Err(LeaderError::Unavailable { .. })), "{read:?}");
+    // With one of them back there is a majority again, and what was acknowledged is there.
+    cluster.start(others[0]).await;
+    let back = [leader, others[3], others[0]];
+    within("all three read", SOON * 3, async {
+        for id in back {
+            while cluster.node(id).read_barrier().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert!(cluster.node(id).store().get(&key("two")).is_some(), "on {id}");
+        }
+        while cluster.node(leader).propose(put("four", "v")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -330,6 +396,32 @@ async fn a_wiped_member_catches_up_by_snapshot() {
     let files = |sub: &str| std::fs::read_dir(cluster.nodes[&leader].dir.join(sub)).unwrap().count();
     assert!(files("snapshots") == 1, "one snapshot is kept");
     assert!(files("log") < 12, "old segments are dropped: {}", files("log"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_new_member_whose_beginning_of_the_log_is_gone_catches_up_by_snapshot() {
+    let tuning = Tuning { snapshot_entries: 50, keep_entries: 5, segment_bytes: 8 * 1024, ..calm() };
+    let mut cluster = Cluster::prepare(2, tuning).await;
+    cluster.start(1).await;
+    let first = cluster.nodes[&1].member.clone();
+    cluster.node(1).bootstrap(first).await.unwrap();
+    cluster.leader(&[1]).await;
+    for i in 0..400 {
+        let write = put(&format!("k{}", i % 40), &i.to_string());
+        within("a write", SOON, cluster.node(1).propose(write)).await.unwrap();
+    }
+    let purged =
+        eventually("the log is purged", SOON, || cluster.node(1).stats().purged_index.filter(|p| *p > 50)).await;
+    cluster.start(2).await;
+    let second = cluster.nodes[&2].member.clone();
+    within("it catches up and votes", SOON * 2, cluster.node(1).add_member(second)).await.unwrap();
+    within("it reads", SOON, cluster.node(2).read_barrier()).await.unwrap();
+    let taken = cluster.node(2).stats().snapshot_index;
+    assert!(taken.is_some_and(|i| i >= purged), "by snapshot: {taken:?}, purged up to {purged}");
+    let (ours, theirs) = (cluster.node(2).store(), cluster.node(1).store());
+    assert_eq!((ours.revision(), theirs.revision()), (400, 400));
+    assert_eq!(ours.list_kinds(&["ConfigMap"]).0, theirs.list_kinds(&["ConfigMap"]).0);
+    within("it writes", SOON, cluster.node(2).propose(put("after", "v"))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -54,6 +54,28 @@ mod tests {
     use trellis_model::{FieldError, Kind};
 
     #[test]
+    fn each_error_has_its_code_and_reason() {
+        let text = || "x".to_owned();
+        let cases = [
+            (ApiError::not_found(Kind::Pod, "p"), Code::NotFound, "NotFound"),
+            (ApiError::already_exists(Kind::Pod, "p"), Code::AlreadyExists, "AlreadyExists"),
+            (ApiError::conflict(Kind::Pod, "p", text()), Code::Aborted, "Conflict"),
+            (ApiError::forbidden(Kind::Pod, "p", text()), Code::PermissionDenied, "Forbidden"),
+            (ApiError::BadRequest(text()), Code::InvalidArgument, "BadRequest"),
+            (ApiError::Precondition(text()), Code::FailedPrecondition, "Conflict"),
+            (ApiError::Unreachable(text()), Code::FailedPrecondition, "ServiceUnavailable"),
+            (ApiError::Expired(text()), Code::OutOfRange, "Expired"),
+            (ApiError::Unavailable { why: text(), leader: None }, Code::Unavailable, "ServiceUnavailable"),
+            (ApiError::Internal(text()), Code::Internal, "InternalError"),
+        ];
+        for (error, code, reason) in cases {
+            let told = status(error);
+            assert_eq!(told.code(), code, "{told:?}");
+            assert_eq!(trellis_proto::status::details(&told).unwrap().reason, reason);
+        }
+    }
+
+    #[test]
     fn every_cause_travels() {
         let causes = vec![FieldError::type_invalid("spec.a", "no"), FieldError::type_invalid("spec.b", "no")];
         let error = ApiError::Invalid { kind: Kind::Pod, name: "p".into(), causes };

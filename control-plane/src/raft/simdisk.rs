@@ -2,12 +2,14 @@
 //! kept, or torn, sector by sector, at random; names in folders likewise, in order.
 //!
 //! It can also break one kind of fsync ([`SimDisk::ignore`]): such a call answers "done" and
-//! does nothing. A test of durability that does not fail then proves nothing.
+//! does nothing. A test of durability that does not fail then proves nothing. And it can be as slow
+//! as disks are ([`SimDisk::slow`]).
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -105,6 +107,7 @@ struct State {
     /// Counts power cuts; handles of an earlier life fail.
     life: u64,
     syncs: BTreeMap<SyncSite, u64>,
+    sync_takes: Duration,
 }
 
 /// See the module. Clones are the same disk; a clone made before a power cut is dead after it.
@@ -125,6 +128,7 @@ impl SimDisk {
             rng: StdRng::seed_from_u64(seed),
             life: 0,
             syncs: BTreeMap::new(),
+            sync_takes: Duration::ZERO,
         };
         Self { state: Arc::new(Mutex::new(state)), life: 0 }
     }
@@ -132,6 +136,11 @@ impl SimDisk {
     /// From now on this kind of fsync does nothing.
     pub fn ignore(&self, site: SyncSite) {
         self.lock_state().ignored = Some(site);
+    }
+
+    /// From now on each fsync of a file takes so long.
+    pub fn slow(&self, sync_takes: Duration) {
+        self.lock_state().sync_takes = sync_takes;
     }
 
     /// How often each kind of fsync was asked for.
@@ -299,6 +308,10 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        let takes = self.disk.alive()?.sync_takes;
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
+        }
         let mut state = self.disk.alive()?;
         if state.asked(site) {
             let mut content = lock_content(&self.inode);

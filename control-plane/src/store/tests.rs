@@ -242,6 +242,53 @@ async fn a_watcher_that_falls_behind_is_told_and_a_quiet_kind_stays_valid() {
     assert!(matches!(store.list("Pod", None, None, 0, Some(99)), Err(RevisionError::NotYet { .. })));
 }
 
+/// Writes one object of `bytes` again and again.
+fn churn(store: &Store, name: &str, bytes: usize, i: usize) {
+    let text = format!("{i:05}{}", "x".repeat(bytes));
+    let bytes = encoded(vec![put(key("Pod", "ns", name), When::Always, stored("u", &text))]);
+    store.apply([(1, &bytes[..])]);
+}
+
+#[test]
+fn the_history_is_bounded_by_bytes_too() {
+    let limit = 10_000;
+    let store = Store::new(HistoryLimits { events: 1_000, bytes: limit });
+    for i in 0..100 {
+        churn(&store, "a", 1_000, i);
+        assert!(store.stats().history_bytes <= limit, "{:?}", store.stats());
+    }
+    // Each event but the first keeps an old version of a thousand bytes alive.
+    let events = store.stats().events;
+    assert!((5..10).contains(&events), "{events}");
+    assert!(matches!(store.watch(WatchFilter::kind("Pod"), 1), Err(Compacted { requested: 1, oldest: 90.. })));
+    store.watch(WatchFilter::kind("Pod"), 99).unwrap();
+    // One that is larger than all of the history is kept as an object, not as history.
+    churn(&store, "a", 20_000, 0);
+    churn(&store, "a", 10, 1);
+    assert_eq!((store.stats().events, store.stats().history_bytes), (0, 0));
+    assert!(store.get(&key("Pod", "ns", "a")).is_some());
+    // The control: with room for all of it, all of it is there.
+    let store = Store::new(HistoryLimits { events: 1_000, bytes: 1 << 20 });
+    (0..100).for_each(|i| churn(&store, "a", 1_000, i));
+    assert_eq!(store.stats().events, 100);
+}
+
+#[test]
+fn twenty_thousand_updates_of_fifty_objects_take_bounded_room() {
+    let limits = HistoryLimits { events: 2_000, bytes: 400_000 };
+    let store = Store::new(limits);
+    let round = |i: usize| churn(&store, &format!("p{}", i % 50), 100, i);
+    (0..5_000).for_each(round);
+    let before = store.stats();
+    (5_000..20_000).for_each(round);
+    let after = store.stats();
+    assert_eq!((after.revision, after.objects), (20_000, 50));
+    assert_eq!((after.object_bytes, after.events), (before.object_bytes, before.events), "no more than before");
+    assert!(after.events <= limits.events && after.events > 100, "{after:?}");
+    assert!(after.history_bytes <= limits.bytes, "{after:?}");
+    assert_eq!((after.requests, after.system), (0, 0));
+}
+
 #[tokio::test]
 async fn a_waiting_watcher_is_woken_and_sees_an_object_leave_its_filter() {
     let store = Store::default();

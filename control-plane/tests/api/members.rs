@@ -67,6 +67,42 @@ pub async fn until_voters(bed: &Bed, expected: &[(u64, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_a_majority_answers_stale_reads_only() {
+    let bed = Bed::start().await;
+    let admin = bed.admin();
+    create(&admin, "ConfigMap", &config("a")).await.unwrap();
+    let two = tempfile::tempdir().unwrap();
+    joined(&bed, two.path(), "n2").await;
+    let second = run(two.path()).await;
+    until_voters(&bed, &[(1, "n1"), (2, "n2")]).await;
+    let reads = async |consistency: api::Consistency| {
+        let one = api::GetRequest { key: key("", "ConfigMap", "default", "a"), consistency: consistency.into() };
+        let all = api::ListRequest {
+            key: key("", "ConfigMap", "default", ""),
+            consistency: consistency.into(),
+            ..api::ListRequest::default()
+        };
+        let got = admin.resources().get(one).await.map(|r| value(r.into_inner().object));
+        let listed = admin.resources().list(all).await.map(|r| r.into_inner().items.len());
+        (got, listed)
+    };
+    // The control: while both are there, both ways answer the same.
+    let (before, listed) = reads(api::Consistency::default()).await;
+    let before = before.unwrap();
+    assert_eq!(listed.unwrap(), 1);
+    second.shutdown().await;
+    let unavailable = async || {
+        let (got, listed) = reads(api::Consistency::default()).await;
+        got.is_err_and(|e| e.code() == tonic::Code::Unavailable)
+            && listed.is_err_and(|e| e.code() == tonic::Code::Unavailable)
+    };
+    eventually("default reads are UNAVAILABLE", || async { unavailable().await }).await;
+    let (got, listed) = reads(api::Consistency::Stale).await;
+    assert_eq!((got.unwrap(), listed.unwrap()), (before, 1));
+    assert!(unavailable().await, "the other way round: still");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_join_lose_their_log_come_back_and_leave() {
     let bed = Bed::start().await;
     create(&bed.admin(), "Pod", &pod("a")).await.unwrap();

@@ -61,12 +61,23 @@ async fn another_ca_and_an_expired_certificate_are_refused() {
     let issued = other.issue(&Identity::admin()).unwrap();
     let ours = bed.ca.certificate_pem();
     let stranger = Credentials::from_pem(ours, &issued.pem, &issued.key_pem).unwrap();
+    let logged = crate::log::mark();
+    // Why, the server says in its log.
+    let told = async |why: &str| {
+        eventually(&format!("the log says {why}"), || async {
+            let text = crate::log::since(logged);
+            text.lines().any(|l| l.contains("refused a connection: TLS handshake failed") && l.contains(why))
+        })
+        .await;
+    };
     let refused = list(&bed.connect(&stranger), "", "Pod", FULL).await;
     assert!(refused.is_err(), "{refused:?}");
+    told("invalid peer certificate: UnknownIssuer").await;
     let expired = bed.ca.issue_until(&Identity::admin(), SystemTime::now() - Duration::from_secs(60)).unwrap();
     let late = Credentials::from_pem(ours, &expired.pem, &expired.key_pem).unwrap();
     let refused = list(&bed.connect(&late), "", "Pod", FULL).await;
     assert!(refused.is_err(), "{refused:?}");
+    told("invalid peer certificate: certificate expired").await;
     // Whoever trusts another CA does not talk to this server.
     let elsewhere = credentials(&other, &Identity::admin());
     assert!(list(&bed.connect(&elsewhere), "", "Pod", FULL).await.is_err());
