@@ -16,8 +16,9 @@ use trellis_model::Kind;
 
 use super::cache::CacheError;
 use super::engine::{Config, Engine, Job};
+use super::node::cidr::NEXT;
 use super::object::Now;
-use super::writer::{ClusterWriter, WriteError, Written};
+use super::writer::{ClusterWriter, WriteError, Written, count_of};
 use crate::nodes::verdict::Signals;
 use crate::nodes::{NodeRegistry, SharedGossip};
 use crate::raft::Leadership;
@@ -156,6 +157,8 @@ impl Session<'_> {
             }
             complain(self.engine.load(&object.key, object.revision, &object.object, &now));
         }
+        let given = self.base.store.sys_get(NEXT).map_or(0, |v| count_of(&v.value));
+        self.engine.resume_cidrs(given, &now);
         self.engine.on_revision(revision);
         tracing::info!(term = self.term, objects, revision, "controllers hold the whole state");
         Ok(watcher)

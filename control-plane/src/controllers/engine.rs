@@ -168,6 +168,11 @@ impl Engine {
         self.config = config;
     }
 
+    /// How far an earlier leader came in giving pod CIDRs.
+    pub fn resume_cidrs(&mut self, next: u64, now: &Now) {
+        self.cidrs.resume(next, now.mono);
+    }
+
     /// Whether there is no pod CIDR to give: the cluster is not seeded yet.
     pub fn lacks_ranges(&self) -> bool {
         self.config.pod_ranges.is_empty()

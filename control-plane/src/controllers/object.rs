@@ -154,6 +154,18 @@ pub enum Write {
         /// At which revision.
         revision: u64,
     },
+    /// Raises a counter of the system keyspace to `to`, unless it is above `above` already; goes
+    /// with another write.
+    Raise {
+        /// The object that it is raised for.
+        key: ObjKey,
+        /// The counter's key.
+        counter: &'static str,
+        /// What it must be above.
+        above: u64,
+        /// What it becomes.
+        to: u64,
+    },
     /// Edits metadata of an object that is not decoded here.
     EditMeta {
         /// Which.
@@ -184,13 +196,17 @@ impl Write {
     pub fn weight(&self) -> usize {
         match self {
             Write::Create(o) | Write::Record(o) | Write::Update { object: o, .. } => o.encode().len(),
-            Write::Delete { .. } | Write::Terminate { .. } | Write::Check { .. } | Write::EditMeta { .. } => 0,
+            Write::Delete { .. }
+            | Write::Terminate { .. }
+            | Write::Check { .. }
+            | Write::Raise { .. }
+            | Write::EditMeta { .. } => 0,
         }
     }
 
-    /// Whether it only guards the others.
+    /// Whether it only goes with the others.
     pub fn is_check(&self) -> bool {
-        matches!(self, Write::Check { .. })
+        matches!(self, Write::Check { .. } | Write::Raise { .. })
     }
 
     /// The object concerned.
@@ -200,6 +216,7 @@ impl Write {
             Write::Delete { key, .. }
             | Write::Terminate { key, .. }
             | Write::Check { key, .. }
+            | Write::Raise { key, .. }
             | Write::EditMeta { key, .. } => key.clone(),
         }
     }

@@ -11,7 +11,7 @@ use trellis_model::resources::is_finished;
 use super::cache::Cache;
 use super::deployment::{self, OwnedSet};
 use super::engine::Engine;
-use super::object::{HasMeta, Item, Note, Now, Plan};
+use super::object::{HasMeta, Item, Note, Now, Plan, Write};
 use super::replicaset::{self, RelatedPods};
 use super::work::{Named, Work};
 use super::writer::WriteError;
@@ -37,7 +37,7 @@ pub(super) fn plan(engine: &mut Engine, work: &Work, now: &Now) -> Plan {
 
 fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
     let Some(item) = engine.cache.nodes.get("", name).cloned() else { return Plan::default() };
-    let has = item.object.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref()).is_some_and(|c| !c.is_empty());
+    let has = has_cidrs(&item.object);
     // One that goes gets none any more; taints and conditions tell of it until it is gone.
     let lacks = !has && !item.deleting();
     let cidrs = if !lacks { Vec::new() } else { engine.cidrs.allocate(name, now.mono) };
@@ -55,16 +55,28 @@ fn node_plan(engine: &mut Engine, name: &Arc<str>, now: &Now) -> Plan {
         reach: &reach,
     };
     let mut plan = node::plan(&input, now);
+    if let Some(above) = engine.cidrs.given(name).filter(|_| lacks) {
+        // Enough for all that wait, so that their transactions do not compete for the counter.
+        let lacking = engine.cache.nodes.iter().filter(|n| !has_cidrs(&n.object)).count();
+        let to = above + lacking.max(1) as u64;
+        plan.writes.push(Write::Raise { key: item.key(), counter: node::cidr::NEXT, above, to });
+    }
     if lacks && cidrs.is_empty() && !engine.config.pod_ranges.is_empty() {
-        if let Some(at) = engine.cidrs.next_free() {
+        let soon = engine.cidrs.next_free();
+        if let Some(at) = soon {
             plan.again(at);
         }
-        let message = format!("No pod CIDR is free for node {name}: delete Nodes that are no more");
+        let what = if soon.is_some() { "deleted Nodes' rest for a minute" } else { "delete Nodes that are no more" };
+        let message = format!("No pod CIDR is free for node {name}: {what}");
         tracing::warn!(node = %name, "{message}");
         let note = Note::new(Kind::Node, item.object.meta(), "node-controller", "CIDRNotAvailable", message);
         engine.recorder.tell([note.warning()]);
     }
     plan
+}
+
+fn has_cidrs(node: &Node) -> bool {
+    node.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref()).is_some_and(|c| !c.is_empty())
 }
 
 fn evict_plan(engine: &Engine, name: &Arc<str>, now: &Now) -> Plan {

@@ -16,16 +16,18 @@ use trellis_proto::identity::Identity;
 
 use super::deployment::{max_surge, max_unavailable, revision};
 use super::engine::Engine;
+use super::node::cidr::NEXT;
 use super::node::ready_status;
 use super::object::{ObjKey, Write, controller_ref};
 use super::pods;
 use super::testing::{Sim, deployment, node, object, pod};
-use super::writer::Written;
+use super::writer::{Written, count_of};
 use crate::api::ops::{Backend as _, Ops, Part, Sealer, Target, WriteOptions};
 use crate::auth::Caller;
 use crate::nodes::GossipView;
 use crate::nodes::leases::LEASE_TTL;
 use crate::nodes::verdict::Signals;
+use crate::store::WatchFilter;
 
 fn dkey(name: &str) -> ObjKey {
     ObjKey::new(Kind::Deployment, "default", name)
@@ -346,6 +348,44 @@ fn nodes_get_pod_cidrs_of_their_own() {
     all.dedup();
     assert_eq!(all.len(), 5);
     assert!(all.iter().all(|c| c.ends_with(".0/24")));
+}
+
+#[test]
+fn a_deleted_nodes_pod_cidr_is_not_given_again_by_the_next_leader() {
+    let given = |sim: &Sim| sim.backend.store().sys_get(NEXT).map_or(0, |v| count_of(&v.value));
+    let next_leader = |sim: &mut Sim, resumes: bool| {
+        sim.engine = Engine::new(sim.engine.config.clone(), 1, 8, &sim.now);
+        let kinds: Vec<&str> = Kind::ALL.iter().map(|k| k.name()).collect();
+        let (lists, revision) = sim.backend.store().list_kinds(&kinds);
+        for object in lists.iter().flatten() {
+            sim.engine.load(&object.key, object.revision, &object.object, &sim.now).unwrap();
+        }
+        if resumes {
+            sim.engine.resume_cidrs(given(sim), &sim.now);
+        }
+        sim.engine.on_revision(revision);
+        sim.watcher = sim.backend.store().watch(WatchFilter::kinds(kinds), revision).unwrap();
+    };
+    let newcomers = |resumes: bool| {
+        let mut sim = cluster(3);
+        sim.settle();
+        assert!(given(&sim) >= 3, "{}", given(&sim));
+        let cidr = |n: &str| sim.get_node(n).spec.unwrap().pod_cidr.unwrap();
+        let (gone, last) = ["n0", "n1", "n2"].map(|n| (cidr(n), n)).into_iter().max().unwrap();
+        sim.delete(&ObjKey::new(Kind::Node, "", last));
+        next_leader(&mut sim, resumes);
+        for name in ["n3", "n4", "n5"] {
+            sim.create(node(name, "4", "8Gi"));
+        }
+        sim.settle();
+        let all: Vec<_> = ["n3", "n4", "n5"].map(|n| sim.get_node(n).spec.unwrap().pod_cidr.unwrap()).into();
+        assert!(given(&sim) >= 6, "{}", given(&sim));
+        (gone, all)
+    };
+    let (gone, all) = newcomers(false);
+    assert!(all.contains(&gone), "the control: {gone} is given again: {all:?}");
+    let (gone, all) = newcomers(true);
+    assert!(!all.contains(&gone), "{gone} is given again: {all:?}");
 }
 
 #[test]

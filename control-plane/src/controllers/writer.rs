@@ -11,7 +11,7 @@ use crate::api::ops::admit::has_finalizers;
 use crate::api::ops::delete::names_freed;
 use crate::api::ops::encode::{decode, key_of};
 use crate::api::ops::{Admission, ApiError, Backend, Change};
-use crate::store::{Command, LimitExceeded, Op, OpError, Outcome, When};
+use crate::store::{Command, LimitExceeded, Op, OpError, Outcome, SysWhen, When};
 
 /// What became of a transaction.
 #[derive(Debug)]
@@ -117,6 +117,8 @@ impl AdmittedWriter {
             Write::Check { key, revision } => {
                 Ok(Some(Op::Check { key: store_key(key), when: When::Revision(*revision) }))
             }
+            // Not an object's: `raised` makes it, behind all others.
+            Write::Raise { .. } => Ok(None),
         }
     }
 
@@ -166,8 +168,19 @@ impl AdmittedWriter {
         }
     }
 
+    /// The counter's next value, on condition that nobody else raised it; `None`: it is high enough.
+    fn raised(&self, write: &Write) -> Option<Op> {
+        let Write::Raise { counter, above, to, .. } = write else { return None };
+        let found = self.backend.store().sys_get(counter);
+        let value = found.as_ref().map_or(0, |v| count_of(&v.value));
+        let when = found.map_or(SysWhen::Absent, |v| SysWhen::Revision(v.revision));
+        let put = || Op::SysPut { key: (*counter).to_owned(), when, value: to.to_string().into() };
+        (value <= *above).then(put)
+    }
+
     async fn run(&self, writes: Vec<Write>, term: u64) -> Written {
         let now = Timestamp::now();
+        let (raises, writes): (Vec<_>, Vec<_>) = writes.into_iter().partition(|w| matches!(w, Write::Raise { .. }));
         let Some(first) = writes.first().map(Write::key) else { return Written::Done(0) };
         let count = writes.len();
         let mut ops = Vec::with_capacity(count);
@@ -180,9 +193,10 @@ impl AdmittedWriter {
         }
         let freed = names_freed(self.backend.store(), &ops);
         ops.extend(freed);
+        ops.extend(raises.iter().filter_map(|w| self.raised(w)));
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
         match self.backend.propose(Command::new(millis, ops).fenced(term)).await {
-            // What was freed beside the objects has revisions of its own.
+            // What was freed or counted beside the objects has revisions of its own.
             Ok(Outcome::Done { revisions, .. }) => Written::Done(revisions.into_iter().take(count).max().unwrap_or(0)),
             Ok(Outcome::Failed { op, why, .. }) => Written::Conflict(op.min(count - 1), why),
             Ok(Outcome::FencedOut { .. }) => Written::Fenced,
@@ -199,6 +213,11 @@ impl ClusterWriter for AdmittedWriter {
     fn commit(&self, writes: Vec<Write>, term: u64) -> BoxFuture<'_, Written> {
         Box::pin(self.run(writes, term))
     }
+}
+
+/// A counter of the system keyspace.
+pub fn count_of(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 fn store_key(key: &ObjKey) -> crate::store::Key {

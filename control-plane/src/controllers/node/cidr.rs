@@ -5,6 +5,10 @@
 //! are given in rotation and rest for a while after their Node is deleted, so that routes to
 //! them are gone everywhere before they are used again.
 //!
+//! How far the rotation has come is kept in the system keyspace, under [`NEXT`], written in the
+//! transaction that gives a CIDR. What rests is not kept: a new leader gives only what was never
+//! given before until anything that an earlier one released has rested.
+//!
 //! Cost: allocate O(CIDRs in use) at worst, 1 as a rule.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,6 +20,8 @@ use ipnetwork::IpNetwork;
 
 /// A CIDR rests for as long as a Pod's address does.
 const REST: Duration = Duration::from_secs(60);
+/// Key of the system keyspace: how many pieces were given, decimal; never less than were.
+pub const NEXT: &str = "pod-cidrs/next";
 
 /// A cluster pod CIDR, cut into Nodes' CIDRs of `node_prefix`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +86,29 @@ pub struct CidrAllocator {
     of_node: HashMap<Arc<str>, Vec<IpNetwork>>,
     used: BTreeMap<IpNetwork, Arc<str>>,
     resting: BTreeMap<IpNetwork, Instant>,
-    /// Index after the last piece given, over all ranges.
+    /// Counts the pieces given, over all ranges and rounds: the next one's index is the remainder.
     next: u64,
+    /// What the counter must be kept above, for Nodes that do not show their CIDR yet.
+    promised: HashMap<Arc<str>, u64>,
+    /// When this leader took over, while something that it does not know of may rest.
+    began: Option<Instant>,
 }
 
 impl CidrAllocator {
     /// An allocator over these ranges.
     pub fn new(ranges: Vec<PodRange>) -> Self {
         Self { ranges, ..Self::default() }
+    }
+
+    /// Goes on from where an earlier leader was.
+    pub fn resume(&mut self, next: u64, now: Instant) {
+        self.next = self.next.max(next);
+        self.began = Some(now);
+    }
+
+    /// What [`NEXT`] must be above once this Node has the CIDR that it was promised.
+    pub fn given(&self, node: &str) -> Option<u64> {
+        self.promised.get(node).copied()
     }
 
     /// Other ranges: as a rule the same with one appended.
@@ -102,6 +123,7 @@ impl CidrAllocator {
             // A promise is kept until the Node says otherwise or goes.
             return None;
         }
+        self.promised.remove(node);
         for old in self.of_node.remove(node).unwrap_or_default() {
             if self.used.get(&old) == Some(node) {
                 self.used.remove(&old);
@@ -120,6 +142,7 @@ impl CidrAllocator {
 
     /// A Node is gone; its CIDRs rest before somebody else gets them.
     pub fn release(&mut self, node: &str, now: Instant) {
+        self.promised.remove(node);
         for cidr in self.of_node.remove(node).unwrap_or_default() {
             if self.used.get(&cidr).is_some_and(|n| **n == *node) {
                 self.used.remove(&cidr);
@@ -135,12 +158,17 @@ impl CidrAllocator {
             return promised.iter().map(ToString::to_string).collect();
         }
         self.resting.retain(|_, until| *until > now);
+        self.began = self.began.filter(|at| *at + REST > now);
         let total: u64 = self.ranges.iter().map(PodRange::pieces).sum();
-        for step in 0..total {
-            let index = (self.next + step) % total.max(1);
-            let Some(cidr) = self.nth(index) else { continue };
+        for count in self.next..self.next.saturating_add(total) {
+            if self.began.is_some() && count >= total {
+                // Given in an earlier round: it may have been released just now.
+                break;
+            }
+            let Some(cidr) = self.nth(count % total.max(1)) else { continue };
             if self.user_of(&cidr).is_none() && !self.resting.contains_key(&cidr) {
-                self.next = index + 1;
+                self.next = count + 1;
+                self.promised.insert(node.clone(), count);
                 self.used.insert(cidr, node.clone());
                 self.of_node.insert(node.clone(), vec![cidr]);
                 return vec![cidr.to_string()];
@@ -151,7 +179,7 @@ impl CidrAllocator {
 
     /// When a resting CIDR becomes free.
     pub fn next_free(&self) -> Option<Instant> {
-        self.resting.values().min().copied()
+        self.resting.values().copied().chain(self.began.map(|at| at + REST)).min()
     }
 
     /// Who has an overlapping CIDR. Exact matches are found at once; a Node that brought a

@@ -195,6 +195,42 @@ fn cidrs_are_given_in_rotation_and_rest_before_reuse() {
 }
 
 #[test]
+fn a_new_leader_goes_on_in_the_rotation_and_waits_before_it_gives_anything_again() {
+    let range = || vec![PodRange::new("10.0.0.0/22".parse().unwrap(), 24).unwrap()];
+    let n = |s: &str| -> Arc<str> { Arc::from(s) };
+    let t = Instant::now();
+    let mut first = CidrAllocator::new(range());
+    for (node, cidr) in [("a", "10.0.0.0/24"), ("b", "10.0.1.0/24"), ("c", "10.0.2.0/24")] {
+        assert_eq!(first.allocate(&n(node), t), vec![cidr]);
+    }
+    let next = first.given("c").unwrap() + 1;
+    // Its Node goes, and then the leader, before it has rested.
+    let lead = |next: Option<u64>| {
+        let mut second = CidrAllocator::new(range());
+        second.set(&n("a"), &["10.0.0.0/24".into()]);
+        second.set(&n("b"), &["10.0.1.0/24".into()]);
+        if let Some(next) = next {
+            second.resume(next, t);
+        }
+        second
+    };
+    assert_eq!(lead(None).allocate(&n("d"), t), vec!["10.0.2.0/24"], "the control: c's, at once");
+    let mut second = lead(Some(next));
+    assert_eq!(second.allocate(&n("d"), t), vec!["10.0.3.0/24"]);
+    assert!(second.allocate(&n("e"), t).is_empty(), "c's may rest");
+    let free = second.next_free().unwrap();
+    assert_eq!(second.allocate(&n("e"), free), vec!["10.0.2.0/24"], "round again");
+    // The counter goes on growing: a third leader is in the second round, and waits too.
+    let next = second.given("e").unwrap() + 1;
+    assert_eq!(next, 7);
+    let mut third = lead(Some(next));
+    third.set(&n("d"), &["10.0.3.0/24".into()]);
+    assert!(third.allocate(&n("f"), t).is_empty());
+    let free = third.next_free().unwrap();
+    assert_eq!(third.allocate(&n("f"), free), vec!["10.0.2.0/24"]);
+}
+
+#[test]
 fn impossible_ranges_are_refused() {
     assert!(PodRange::new("10.0.0.0/24".parse().unwrap(), 16).is_err());
     assert!(PodRange::new("10.0.0.0/24".parse().unwrap(), 31).is_err());
