@@ -11,7 +11,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Unschedulable => f.write_str("node(s) were unschedulable"),
-            Reason::Taint { key, value } => write!(f, "node(s) had untolerated taint {{{key}: {value}}}"),
+            Reason::Taint => f.write_str("node(s) had untolerated taint(s)"),
             Reason::Selector => f.write_str("node(s) didn't match Pod's node affinity/selector"),
             Reason::TooManyPods => f.write_str("Too many pods"),
             Reason::Insufficient(resource) => write!(f, "Insufficient {resource}"),
@@ -19,7 +19,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// `0/3 nodes are available: 1 node(s) had untolerated taint {k: v}, 2 Insufficient cpu.`
+/// `0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient cpu.`
 /// O(nodes · filters).
 pub fn explain<'a>(pod: &PodInfo, nodes: impl Iterator<Item = &'a NodeInfo>) -> String {
     let mut total = 0_usize;

@@ -12,13 +12,8 @@ use super::pod::PodInfo;
 pub enum Reason {
     /// It was cordoned.
     Unschedulable,
-    /// It has a taint that the Pod does not tolerate.
-    Taint {
-        /// Its key.
-        key: String,
-        /// Its value, may be empty.
-        value: String,
-    },
+    /// It has a taint that the Pod does not tolerate; which one is for those who may read Nodes.
+    Taint,
     /// Its labels do not match spec.nodeSelector.
     Selector,
     /// It has no room for another Pod.
@@ -35,8 +30,8 @@ pub fn check(pod: &PodInfo, node: &NodeInfo, mut refuse: impl FnMut(Reason)) {
         return refuse(Reason::Unschedulable);
     }
     let effects = [taints::NO_SCHEDULE, taints::NO_EXECUTE];
-    if let Some(t) = taints::first_untolerated(&offer.taints, &pod.tolerations, &effects) {
-        return refuse(Reason::Taint { key: t.key.clone(), value: t.value.clone().unwrap_or_default() });
+    if taints::first_untolerated(&offer.taints, &pod.tolerations, &effects).is_some() {
+        return refuse(Reason::Taint);
     }
     if !pod.node_selector.iter().all(|(k, v)| offer.labels.get(k) == Some(v)) {
         return refuse(Reason::Selector);

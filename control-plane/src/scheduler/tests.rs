@@ -82,9 +82,8 @@ fn why_nothing_fits_is_told_in_kubernetes_words() {
     assert_eq!(
         message,
         "0/5 nodes are available: 1 Insufficient memory, \
-         1 node(s) had untolerated taint {k: v}, \
-         1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }, \
-         1 node(s) were unschedulable, 2 Insufficient cpu."
+         1 node(s) were unschedulable, 2 Insufficient cpu, \
+         2 node(s) had untolerated taint(s)."
     );
 }
 
