@@ -29,7 +29,7 @@ const HANDOVER: Duration = Duration::from_secs(3);
 pub(super) const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// Most voters: five survive two failures; more only make each write slower.
-const MAX_VOTERS: usize = 5;
+pub(crate) const MAX_VOTERS: usize = 5;
 
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 

@@ -37,6 +37,7 @@ pub use config::{Payload, Tuning, TypeConfig};
 pub use consensus::Consensus;
 pub use log::LogStore;
 pub use machine::{Applied, Machine};
+pub(crate) use membership::MAX_VOTERS;
 pub use network::{Dialer, TlsDialer};
 pub use server::{LeaderService, PeerServices, RaftService};
 pub use snapshots::{Draft, SnapshotFile, Snapshots, check_snapshot};

@@ -12,14 +12,17 @@ use trellis_proto::tls::ClientTls;
 
 use crate::bed::*;
 
-/// What `cluster join --control-plane` does on the machine `name`.
-pub async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
+async fn token(bed: &Bed) -> String {
     let request = api::CreateTokenRequest { ttl_seconds: 600, control_plane: true };
-    let token = bed.admin().cluster().create_token(request).await.unwrap().into_inner().token;
+    bed.admin().cluster().create_token(request).await.unwrap().into_inner().token
+}
+
+/// The first half of what `cluster join --control-plane` does: it redeems the token.
+async fn redeem(bed: &Bed, token: &str, name: &str) -> Result<(api::JoinReply, pki::KeyAnd), tonic::Status> {
     let [api, peer] = free_ports();
     let asked = pki::request(&Identity::Member(name.into())).unwrap();
     let request = api::JoinRequest {
-        token: token.clone(),
+        token: token.to_owned(),
         node_name: name.into(),
         member_csr: asked.pem.clone(),
         api_address: format!("127.0.0.1:{api}"),
@@ -28,7 +31,12 @@ pub async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
     };
     let tls = ClientTls::pinned(token.rsplit('.').next().unwrap()).unwrap();
     let newcomer = Connection::new(vec![bed.endpoint()], tls);
-    let reply = newcomer.cluster().join(request).await.unwrap().into_inner();
+    Ok((newcomer.cluster().join(request).await?.into_inner(), asked))
+}
+
+/// What `cluster join --control-plane` does on the machine `name`.
+pub async fn joined(bed: &Bed, dir: &std::path::Path, name: &str) -> u64 {
+    let (reply, asked) = redeem(bed, &token(bed).await, name).await.unwrap();
     assert_eq!(reply.key_encryption_key.as_ref(), bed.kek.as_bytes());
     let members = reply.members.iter().map(|m| MemberAddress {
         id: m.id,
@@ -64,6 +72,21 @@ async fn voters(bed: &Bed) -> Vec<(u64, String)> {
 pub async fn until_voters(bed: &Bed, expected: &[(u64, &str)]) {
     let expected: Vec<_> = expected.iter().map(|(id, name)| (*id, (*name).to_owned())).collect();
     eventually(&format!("voters are {expected:?}"), || async { voters(bed).await == expected }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sixth_machine_does_not_join_the_control_plane() {
+    let bed = Bed::start().await;
+    for name in ["n2", "n3", "n4", "n5"] {
+        redeem(&bed, &token(&bed).await, name).await.unwrap();
+    }
+    let late = token(&bed).await;
+    let refused = redeem(&bed, &late, "n6").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("5 machines have, and 5 may; remove one first"), "{refused}");
+    // The control: in the place of one that leaves, with the token that was not spent.
+    remove(&bed, "n5").await.unwrap();
+    redeem(&bed, &late, "n6").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

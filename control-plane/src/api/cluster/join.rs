@@ -16,6 +16,7 @@ use crate::api::names;
 use crate::api::ops::encode::key_of;
 use crate::api::ops::{ApiError, now_millis};
 use crate::api::status::status;
+use crate::raft::MAX_VOTERS;
 use crate::store::{Command, Op, OpError, Outcome, SysValue, SysWhen, When};
 
 /// Tries when another join was faster with the next member id.
@@ -123,6 +124,14 @@ impl ClusterService {
         ];
         let mut id = 0;
         if member {
+            let members = store.sys_list(&names::member("")).len();
+            if members >= MAX_VOTERS {
+                return Err(ApiError::Precondition(format!(
+                    "{:?} cannot join the control plane: {members} machines have, and {MAX_VOTERS} may; remove one \
+                     first (`trellis cluster remove`), or join it as a worker",
+                    r.node_name
+                )));
+            }
             let (next, op) = next_member_id(store)?;
             id = next;
             all.push(op);
