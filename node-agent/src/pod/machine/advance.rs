@@ -181,6 +181,9 @@ impl Machine {
                 self.ending = Some(e);
                 return;
             }
+            if e.then == Then::Recreate && self.stays_down() {
+                e.then = Then::Keep;
+            }
             e.step = Step::new();
             e.down = if self.network_touched { DownStep::Detach } else { DownStep::Cleanup };
         }
@@ -233,6 +236,12 @@ impl Machine {
         if next == DownStep::Kept {
             e.step.done();
         }
+    }
+
+    /// With `Never` no sandbox follows one that something ran in, as in Kubernetes: an init container
+    /// would run a second time, in a Pod that has failed.
+    fn stays_down(&self) -> bool {
+        self.plan.restart == RestartPolicy::Never && self.containers.iter().any(|c| c.next > 0)
     }
 
     fn reset_for_new_sandbox(&mut self) {

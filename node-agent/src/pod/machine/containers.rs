@@ -4,7 +4,7 @@ use super::{
         backoff::RESET_AFTER,
         event::{Effect, Event, Exit, Now, ProbeKind},
     },
-    CONFIG_ERROR, Ended, Machine, Record, State, advance, note, stop, warn,
+    CONFIG_ERROR, Ended, Machine, Record, State, Then, advance, note, stop, warn,
 };
 use jiff::Timestamp;
 use std::time::Duration;
@@ -81,8 +81,13 @@ impl Machine {
     }
 
     fn image_failed(&mut self, container: &str, reason: &str, message: String, now: Now, out: &mut Vec<Effect>) {
+        let ending = self.ending.as_ref().is_some_and(|e| e.then >= Then::Keep);
         let Some(c) = self.find(container) else { return };
         c.image.failed(now);
+        if ending {
+            // It is not needed any more, and how the container ended stays as it was told.
+            return;
+        }
         let until = c.image.deadline();
         out.push(warn("Failed", message.clone(), Some(container.to_owned())));
         out.push(warn("Failed", format!("Error: {reason}"), Some(container.to_owned())));

@@ -8,14 +8,16 @@
 //!   (deleted, deadline, all ended, sandbox lost)  ->  ending: stop what runs, await its exit
 //!               -> detach network -> clean up -> Keep    finished Pod: stays in the API
 //!                                             -> Remove  delete from API -> over
-//!                                             -> Recreate  back to volumes
+//!                                             -> Recreate  back to volumes; with Never and
+//!                                                          something that ran: Keep
 //!
 //!   a container:  Waiting -> (image) -> Starting -> Running -> Ended -> Waiting (back-off) …
 //! ```
 //!
 //! Invariants, each a property test: nothing starts before volumes, sandbox and network are done
 //! ("policy before process"); an exit is never lost; one start of a container at a time; nothing
-//! starts once the Pod is ending; the API object goes last, after cleanup.
+//! starts once the Pod is ending; a phase that says the end stays; the API object goes last, after
+//! cleanup.
 //!
 //! The machine is level-based: every event is recorded, then [`Machine::advance`] derives from
 //! the recorded state which effects are due.

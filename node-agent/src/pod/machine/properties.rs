@@ -54,6 +54,7 @@ struct World {
     finished: bool,
     started: BTreeSet<(String, u32)>,
     policy: RestartPolicy,
+    phase: Phase,
 }
 
 impl World {
@@ -76,6 +77,7 @@ impl World {
             finished: false,
             started: BTreeSet::new(),
             policy,
+            phase: Phase::Pending,
         };
         w.tell(Event::Tick);
         w
@@ -86,7 +88,13 @@ impl World {
             return;
         }
         self.secs += 0.01;
+        let told = format!("{event:?}");
         let effects = self.machine.on_event(event, tests::at(self.secs));
+        let phase = self.machine.phase();
+        if matches!(self.phase, Phase::Succeeded | Phase::Failed) {
+            assert_eq!(phase, self.phase, "an end that was told does not change, by {told}: {:?}", self.machine);
+        }
+        self.phase = phase;
         for effect in effects {
             self.check(&effect);
             match effect {

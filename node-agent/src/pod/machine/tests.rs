@@ -438,6 +438,62 @@ fn a_lost_sandbox_is_cleaned_up_and_made_anew() {
 }
 
 #[test]
+fn an_init_container_whose_sandbox_died_runs_again_unless_never() {
+    let roles = [("i", Role::Init), ("a", Role::Main)];
+    let shim_died = |policy: RestartPolicy, away: bool| {
+        let (mut m, _) = up(plan(policy, &roles));
+        m.on_event(ready("i"), at(0.0));
+        m.on_event(started("i", 0, 0.0), at(0.0));
+        if away {
+            let saved = m.snapshot().unwrap().clone();
+            m = Machine::recover(m.plan.clone(), &saved, None, at(1.0));
+            m.on_event(Event::Tick, at(1.0));
+        } else {
+            m.on_event(Event::SandboxLost, at(1.0));
+        }
+        let phases = vec![m.phase()];
+        [Event::NetworkDetached, Event::CleanedUp, Event::VolumesReady, Event::SandboxCreated, attached(), Event::Tick]
+            .into_iter()
+            .fold((m, phases), |(mut m, mut phases), event| {
+                m.on_event(event, at(1.0));
+                phases.push(m.phase());
+                (m, phases)
+            })
+    };
+    for away in [false, true] {
+        let (m, phases) = shim_died(RestartPolicy::Never, away);
+        assert_eq!(phases, [Phase::Failed; 7], "away: {away}");
+        assert_eq!((m.is_kept(), reason(&m, "i").as_str()), (true, "ContainerStatusUnknown"));
+        for policy in [RestartPolicy::OnFailure, RestartPolicy::Always] {
+            let (mut m, phases) = shim_died(policy, away);
+            assert_eq!(phases, [Phase::Pending; 7], "{policy:?}, away: {away}");
+            assert_eq!(acts(m.on_event(ready("i"), at(1.0))), [start("i", 1)]);
+        }
+    }
+    // Nothing has run yet: there is nothing that a new sandbox would repeat.
+    let (mut m, _) = up(plan(RestartPolicy::Never, &roles));
+    m.on_event(Event::SandboxLost, at(1.0));
+    m.on_event(Event::NetworkDetached, at(1.0));
+    assert_eq!(acts(m.on_event(Event::CleanedUp, at(1.0))), [Effect::PrepareVolumes]);
+}
+
+#[test]
+fn an_end_that_was_told_stays_while_the_rest_is_stopped() {
+    let roles = [("s", Role::Sidecar), ("a", Role::Main)];
+    let (mut m, _) = up(plan(RestartPolicy::Always, &roles));
+    for c in ["s", "a"] {
+        m.on_event(ready(c), at(0.0));
+        m.on_event(started(c, 0, 0.0), at(0.0));
+    }
+    assert_eq!(acts(m.on_event(exited("a", 0, 0, 1.0), at(1.0))), [image("a")]);
+    m.on_event(Event::Delete { grace: Duration::from_secs(30) }, at(1.0));
+    assert_eq!(m.phase(), Phase::Succeeded);
+    let failed = Event::ImageFailed { container: "a".into(), reason: "ErrImagePull".into(), message: "no".into() };
+    m.on_event(failed, at(2.0));
+    assert_eq!((m.phase(), reason(&m, "a").as_str()), (Phase::Succeeded, "Completed"));
+}
+
+#[test]
 fn the_machine_survives_the_agent() {
     let m = running(RestartPolicy::Always);
     let text = serde_json::to_string(m.snapshot().unwrap()).unwrap();
