@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Would this container be started again after that end?
 pub(super) fn restarts(c: &Record, ended: &Ended, policy: RestartPolicy) -> bool {
-    let failed = ended.exit.code != 0;
+    let failed = ended.exit.code != 0 || c.unhealthy;
     match (c.plan.role, policy) {
         _ if c.replaced => true,
         (Role::Sidecar, _) => true,
@@ -367,6 +367,7 @@ fn due(c: &mut Record, policy: RestartPolicy, now: Now, out: &mut Vec<Effect>) {
     let attempt = c.next;
     c.next += 1;
     c.replaced = false;
+    c.unhealthy = false;
     if let State::Ended(e) = std::mem::replace(&mut c.state, State::Starting) {
         c.last = Some(e);
     }

@@ -3,6 +3,7 @@ use super::{
     super::{
         backoff::RESET_AFTER,
         event::{Effect, Event, Exit, Now, ProbeKind},
+        plan::{RestartPolicy, Role},
     },
     CONFIG_ERROR, Ended, Machine, Record, State, Then, advance, note, stop, warn,
 };
@@ -201,6 +202,7 @@ impl Machine {
     ) {
         let grace = self.plan.grace;
         let ending = self.ending.is_some();
+        let again = self.plan.restart != RestartPolicy::Never;
         let Some(c) = self.find(container).filter(|c| c.is_current(attempt)) else { return };
         if !matches!(c.state, State::Running { .. }) {
             return;
@@ -218,8 +220,10 @@ impl Machine {
                     return;
                 }
                 let word = kind.word().to_lowercase();
-                let text = format!("Container {container} failed {word} probe, will be restarted");
+                let then = if again || c.plan.role == Role::Sidecar { ", will be restarted" } else { "" };
+                let text = format!("Container {container} failed {word} probe{then}");
                 tracing::debug!(container, message, "probe failed for good");
+                c.unhealthy = true;
                 stop(c, now.mono + grace, now, out);
                 out.push(note("Killing", text, Some(container.to_owned())));
             }

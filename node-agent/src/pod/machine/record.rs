@@ -152,6 +152,8 @@ pub struct Record {
     pub(super) stopping: Option<Stopping>,
     /// Its image was changed in the spec: start again whatever the policy says.
     pub(super) replaced: bool,
+    /// It was stopped because a probe found it so: a failure, whatever code it ends with.
+    pub(super) unhealthy: bool,
     /// What the last try found missing: shown until a try gets further.
     pub(crate) config_error: Option<String>,
 }
@@ -172,6 +174,7 @@ impl Record {
             crash_backoff: Backoff::standard(),
             stopping: None,
             replaced: false,
+            unhealthy: false,
             config_error: None,
         }
     }

@@ -58,6 +58,12 @@ struct PersistedContainer {
     /// Its readiness probe's last verdict.
     #[serde(default)]
     probe_ready: bool,
+    /// Stopped because its image was changed.
+    #[serde(default)]
+    replaced: bool,
+    /// Stopped because a probe failed.
+    #[serde(default)]
+    unhealthy: bool,
 }
 
 /// One container as a shim reports it after the agent's restart.
@@ -117,6 +123,8 @@ impl Machine {
             id: c.id.clone(),
             started: c.started,
             probe_ready: c.probe_ready,
+            replaced: c.replaced,
+            unhealthy: c.unhealthy,
         });
         Persisted {
             version: VERSION,
@@ -200,6 +208,8 @@ impl Machine {
         c.started = p.alive && (p.started || !c.plan.startup_probe);
         // Until its probe says otherwise: that the agent was away changed nothing about it.
         c.probe_ready = p.alive && p.probe_ready;
+        c.replaced = p.replaced;
+        c.unhealthy = p.unhealthy;
         c.state = if p.alive {
             p.since.map_or(State::Starting, |since| State::Running { since })
         } else if let Some(e) = &p.ended {

@@ -383,6 +383,70 @@ fn probes_gate_readiness_and_kill() {
 }
 
 #[test]
+fn what_a_probe_ends_is_a_failure_whatever_its_code() {
+    let sick = |policy| {
+        let mut p = plan(policy, &[("a", Role::Main)]);
+        p.containers[0].liveness_probe = true;
+        let (mut m, _) = up(p);
+        m.on_event(ready("a"), at(0.0));
+        m.on_event(started("a", 0, 0.0), at(0.0));
+        m
+    };
+    let failed = |attempt| Event::Probe {
+        container: "a".into(),
+        attempt,
+        kind: ProbeKind::Liveness,
+        healthy: false,
+        message: "m".into(),
+    };
+    let told = |effects: &[Effect]| {
+        let notes = effects.iter().filter_map(|e| match e {
+            Effect::Note(n) if n.reason == "Killing" => Some(n.message.clone()),
+            _ => None,
+        });
+        notes.collect::<Vec<_>>()
+    };
+    for away in [false, true] {
+        let mut m = sick(RestartPolicy::OnFailure);
+        let effects = m.on_event(failed(0), at(1.0));
+        assert_eq!(told(&effects), ["Container a failed liveness probe, will be restarted"]);
+        if away {
+            // The agent is killed before it ends, and finds it ended.
+            let saved = m.snapshot().unwrap().clone();
+            let ended = ShimContainer {
+                name: "a".into(),
+                attempt: 0,
+                id: "a-0".into(),
+                started: Some(at(0.0).wall),
+                exit: Some(exit(0, 2.0)),
+            };
+            m = Machine::recover(m.plan.clone(), &saved, Some(&ShimReport { containers: vec![ended] }), at(2.0));
+            m.on_event(Event::Tick, at(2.0));
+            m.on_event(Event::VolumesReady, at(2.0));
+            assert_eq!((acts(m.on_event(attached(), at(2.0))), m.phase()), (vec![image("a")], Phase::Running));
+            continue;
+        }
+        let effects = acts(m.on_event(exited("a", 0, 0, 2.0), at(2.0)));
+        assert_eq!((effects, m.phase()), (vec![image("a")], Phase::Running));
+        m.on_event(ready("a"), at(2.0));
+        m.on_event(started("a", 1, 2.0), at(2.0));
+        m.on_event(failed(1), at(3.0));
+        m.on_event(exited("a", 1, 0, 4.0), at(4.0));
+        assert_eq!((reason(&m, "a").as_str(), m.phase()), ("CrashLoopBackOff", Phase::Running));
+        // One that ends well by itself is done.
+        assert_eq!(acts(m.on_event(Event::Tick, at(14.0))), [image("a")]);
+        m.on_event(ready("a"), at(14.0));
+        m.on_event(started("a", 2, 14.0), at(14.0));
+        m.on_event(exited("a", 2, 0, 15.0), at(15.0));
+        assert_eq!(m.phase(), Phase::Succeeded);
+    }
+    let mut m = sick(RestartPolicy::Never);
+    assert_eq!(told(&m.on_event(failed(0), at(1.0))), ["Container a failed liveness probe"]);
+    m.on_event(exited("a", 0, 143, 2.0), at(2.0));
+    assert_eq!(m.phase(), Phase::Failed);
+}
+
+#[test]
 fn sidecars_start_in_order_and_end_last() {
     let roles = [("s", Role::Sidecar), ("a", Role::Main)];
     let (mut m, first) = up(plan(RestartPolicy::Never, &roles));
