@@ -49,7 +49,7 @@ impl Machine {
 
     fn active_deadline(&self) -> Option<Duration> {
         let limit = self.plan.active_deadline.filter(|_| !self.deadline_exceeded)?;
-        Some(self.started_mono + limit)
+        Some(self.started_mono + limit.saturating_sub(self.active_before))
     }
 
     /// Emits everything that is due now.

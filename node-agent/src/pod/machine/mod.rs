@@ -59,6 +59,9 @@ pub struct Machine {
     pub(crate) start_time: Timestamp,
     pub(crate) deadline_exceeded: bool,
     pub(crate) conditions: BTreeMap<&'static str, Condition>,
+    /// How long the Pod had been active when this agent took it, at `started_mono`: the monotonic
+    /// clock may begin with the agent.
+    active_before: Duration,
     started_mono: Duration,
     /// When the last event was looked at.
     seen: Duration,
@@ -94,6 +97,7 @@ impl Machine {
             start_time: now.wall,
             deadline_exceeded: false,
             conditions: BTreeMap::new(),
+            active_before: Duration::ZERO,
             started_mono: now.mono,
             seen: now.mono,
             volumes: Step::new(),

@@ -74,10 +74,10 @@ impl Machine {
         }
     }
 
-    /// Nothing of the Pod will run again, by its restart policy.
+    /// Nothing of the Pod will run again, by its restart policy or its deadline.
     pub(super) fn is_finished(&self) -> bool {
         let policy = self.plan.restart;
-        if self.init_failed() {
+        if self.deadline_exceeded || self.init_failed() {
             return true;
         }
         let mut mains = self.containers.iter().filter(|c| c.plan.role == Role::Main).peekable();

@@ -170,7 +170,7 @@ impl Machine {
     /// when it is gone (the machine rebooted, or it was killed).
     pub fn recover(plan: PodPlan, saved: &Persisted, shim: Option<&ShimReport>, now: Now) -> Self {
         let mut m = Self::new(plan, now);
-        m.start_time = saved.start_time;
+        m.active_since(saved.start_time, now);
         m.deadline_exceeded = saved.deadline_exceeded;
         m.initialized = saved.initialized;
         m.released.clone_from(&saved.released);
@@ -178,9 +178,6 @@ impl Machine {
             m.addresses.clone_from(&saved.addresses);
             m.attached = saved.attached;
         }
-        let active = now.wall.duration_since(saved.start_time).as_secs();
-        // activeDeadlineSeconds counts from startTime, on the wall clock by definition.
-        m.started_mono = now.mono.saturating_sub(Duration::from_secs(u64::try_from(active).unwrap_or(0)));
         for p in &saved.containers {
             m.recover_container(p, now);
         }
@@ -194,6 +191,14 @@ impl Machine {
             None => {}
         }
         m
+    }
+
+    /// activeDeadlineSeconds counts from startTime, on the wall clock by definition. A clock that was
+    /// put back makes the Pod newborn, at most.
+    fn active_since(&mut self, start: Timestamp, now: Now) {
+        self.start_time = start;
+        let active = now.wall.duration_since(start).max(jiff::SignedDuration::ZERO);
+        (self.active_before, self.started_mono) = (active.unsigned_abs(), now.mono);
     }
 
     fn recover_container(&mut self, p: &PersistedContainer, now: Now) {
@@ -295,7 +300,7 @@ impl Machine {
     pub fn adopt_blind(plan: PodPlan, report: &ShimReport, now: Now) -> Self {
         let mut m = Self::new(plan, now);
         let earliest = report.containers.iter().filter_map(|c| c.started).min();
-        m.start_time = earliest.unwrap_or(now.wall);
+        m.active_since(earliest.unwrap_or(now.wall), now);
         m.initialized = report
             .containers
             .iter()

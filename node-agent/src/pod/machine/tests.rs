@@ -489,6 +489,44 @@ fn the_active_deadline_fails_the_pod() {
 }
 
 #[test]
+fn the_active_deadline_counts_from_the_start_whatever_agents_came_and_went() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.active_deadline = Some(Duration::from_secs(60));
+    let (mut m, _) = up(p);
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(started("a", 0, 0.0), at(0.0));
+    let shim = ShimReport {
+        containers: vec![ShimContainer {
+            name: "a".into(),
+            attempt: 0,
+            id: "a-0".into(),
+            started: Some(at(0.0).wall),
+            exit: None,
+        }],
+    };
+    // A new agent's monotonic clock begins with it.
+    let fresh = |mono: u64, wall: f64| Now { mono: Duration::from_secs(mono), wall: at(wall).wall };
+    let saved = m.snapshot().unwrap().clone();
+    let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim), fresh(0, 40.0));
+    again.on_event(Event::Tick, fresh(0, 40.0));
+    assert_eq!(again.next_deadline(), Some(Duration::from_secs(20)));
+    let mut late = Machine::recover(m.plan.clone(), &saved, Some(&shim), fresh(0, 4000.0));
+    assert_eq!(acts(late.on_event(Event::Tick, fresh(0, 4000.0))), [ask("a", 0, 30)]);
+    assert_eq!(late.phase(), Phase::Failed);
+    let mut blind = Machine::adopt_blind(m.plan.clone(), &shim, fresh(0, 4000.0));
+    assert_eq!(acts(blind.on_event(Event::Tick, fresh(0, 4000.0))), [ask("a", 0, 30)]);
+    // One that was over its deadline stays so.
+    let saved = late.snapshot().unwrap().clone();
+    let mut over = Machine::recover(m.plan.clone(), &saved, Some(&shim), fresh(0, 4001.0));
+    assert_eq!(acts(over.on_event(Event::Tick, fresh(0, 4001.0))), [ask("a", 0, 30)]);
+    let mut ended = shim.clone();
+    ended.containers[0].exit = Some(exit(0, 4001.0));
+    let mut over = Machine::recover(m.plan.clone(), &saved, Some(&ended), fresh(0, 4001.0));
+    assert_eq!(acts(over.on_event(Event::Tick, fresh(0, 4001.0))), [Effect::DetachNetwork]);
+    assert_eq!(over.phase(), Phase::Failed);
+}
+
+#[test]
 fn a_lost_sandbox_is_cleaned_up_and_made_anew() {
     let mut m = running(RestartPolicy::Always);
     assert_eq!(acts(m.on_event(Event::SandboxLost, at(5.0))), [Effect::DetachNetwork]);
