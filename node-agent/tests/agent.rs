@@ -59,6 +59,10 @@ async fn exec(node: &Node, pod: &str, command: &[&str], stdin: Option<&str>, tty
     (code, String::from_utf8(text).unwrap())
 }
 
+fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
 async fn gone(node: &Node, pod: &str, uid: &str) {
     node.api.until(pod, "gone", Value::is_null).await;
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -228,6 +232,42 @@ async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exit_that_only_a_dead_shim_had_seen_is_told() {
+    let Some(mut node) = Node::start("lastwords").await else { return };
+    node.import_busybox().await;
+    let script = "while [ ! -e /go/now ]; do sleep 0.05; done; echo last words > /dev/termination-log; exit 42";
+    let mut ends = container("ends", script);
+    ends["volumeMounts"] = json!([{"name": "go", "mountPath": "/go"}]);
+    let uid = node.api.bind(
+        "alone",
+        json!({"restartPolicy": "Never", "containers": [ends, container("stays", "exec sleep 600")],
+            "volumes": [{"name": "go", "emptyDir": {}}]}),
+    );
+    node.api.until("alone", "running", running).await;
+    let shim = node.shim_pid(&uid);
+    node.kill_agent();
+    std::fs::write(node.data().join("pods").join(&uid).join("volumes/go/now"), "").unwrap();
+    let state = node.run().join("shims").join(&uid).join("state.json");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !std::fs::read_to_string(&state).unwrap().contains("\"code\":42") {
+        assert!(Instant::now() < deadline, "the shim has not written it down");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kill(shim);
+    node.start_agent();
+    let pod = node.api.until("alone", "failed", |p| p["status"]["phase"] == "Failed").await;
+    let ended = |name: &str| {
+        let all = pod["status"]["containerStatuses"].as_array().unwrap().clone();
+        all.into_iter().find(|c| c["name"] == name).unwrap()["state"]["terminated"].clone()
+    };
+    assert_eq!((&ended("ends")["exitCode"], &ended("ends")["message"]), (&json!(42), &json!("last words\n")));
+    assert!(ended("ends")["containerID"].is_string() && ended("ends")["startedAt"].is_string(), "{pod:#}");
+    assert_eq!(ended("stays")["reason"], "ContainerStatusUnknown");
+    node.api.terminate("alone", 0);
+    gone(&node, "alone", &uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
     let Some(node) = Node::start("crash").await else { return };
     node.import_busybox().await;
@@ -288,11 +328,7 @@ async fn the_node_is_registered_and_a_lost_shim_is_replaced() {
     }
     let uid = node.api.bind("phoenix", json!({"containers": [container("a", "sleep 1000")]}));
     node.api.until("phoenix", "running", running).await;
-    let client =
-        trellis_shim_protocol::Client::connect(&node.run().join("shims").join(&uid).join("shim.sock")).unwrap();
-    let pid = client.shim_pid().unwrap();
-    drop(client);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill(node.shim_pid(&uid));
     let pod = node
         .api
         .until("phoenix", "restarted", |p| p["status"]["containerStatuses"][0]["restartCount"] == 1 && running(p))

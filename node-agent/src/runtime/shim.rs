@@ -75,6 +75,11 @@ impl Shim {
         Self { socket: dir.join(trellis_shim_protocol::SOCKET) }
     }
 
+    /// What it has written down, for whoever finds it dead.
+    pub fn state_file(&self) -> PathBuf {
+        self.socket.with_file_name(trellis_shim_protocol::STATE)
+    }
+
     /// Starts one.
     pub async fn launch(program: &ShimProgram, config: SandboxConfig) -> Result<Self, ShimError> {
         let shim = Self { socket: config.socket() };

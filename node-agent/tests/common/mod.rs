@@ -115,6 +115,16 @@ impl Node {
         }
     }
 
+    /// A Pod's shim, while it listens.
+    pub fn try_shim_pid(&self, uid: &str) -> Option<i32> {
+        let socket = self.run().join("shims").join(uid).join("shim.sock");
+        trellis_shim_protocol::Client::connect(&socket).ok()?.shim_pid().ok()
+    }
+
+    pub fn shim_pid(&self, uid: &str) -> i32 {
+        self.try_shim_pid(uid).unwrap()
+    }
+
     pub fn agent_log(&self) -> String {
         fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
     }

@@ -243,6 +243,7 @@ impl World {
                     exit,
                 })
                 .collect(),
+            ..ShimReport::default()
         });
         self.attached = false;
         self.volumes = false;

@@ -81,12 +81,14 @@ pub struct ShimContainer {
     pub exit: Option<Exit>,
 }
 
-/// What a living shim holds. Containers that were made but never started are not in it: the
-/// driver deletes those first.
+/// What a shim holds, or had written down. Containers that were made but never started are not in
+/// it: the driver deletes those first.
 #[derive(Clone, Debug, Default)]
 pub struct ShimReport {
-    /// Containers, running and ended.
+    /// Containers, running and ended; of a dead shim only those whose end it had seen.
     pub containers: Vec<ShimContainer>,
+    /// The shim is dead, and everything that ran in the sandbox with it.
+    pub dead: bool,
 }
 
 impl Persisted {
@@ -166,10 +168,14 @@ impl Machine {
             Some(Ending { then: Then::Keep, kill_at: Duration::ZERO, down: DownStep::Kept, kept_logs: true, step });
     }
 
-    /// The machine as it was before the agent ended. `shim` is what the Pod's shim says, `None`
-    /// when it is gone (the machine rebooted, or it was killed).
+    /// The machine as it was before the agent ended. `shim` is what the Pod's shim says, or left
+    /// behind when it was killed; `None` when there is nothing of it (the machine rebooted).
     pub fn recover(plan: PodPlan, saved: &Persisted, shim: Option<&ShimReport>, now: Now) -> Self {
         let mut m = Self::new(plan, now);
+        let (shim, last_words) = match shim {
+            Some(report) if report.dead => (None, report.containers.as_slice()),
+            living => (living, &[][..]),
+        };
         m.active_since(saved.start_time, now);
         m.deadline_exceeded = saved.deadline_exceeded;
         m.initialized = saved.initialized;
@@ -187,7 +193,9 @@ impl Machine {
         }
         match shim {
             Some(report) => m.adopt(report, now),
-            None if saved.sandbox || m.containers.iter().any(super::Record::alive) => m.lost_while_away(now),
+            None if saved.sandbox || m.containers.iter().any(super::Record::alive) => {
+                m.lost_while_away(last_words, now)
+            }
             None => {}
         }
         m
@@ -273,9 +281,17 @@ impl Machine {
         }
     }
 
-    /// The sandbox is gone with everything in it; what it left behind is cleaned up first.
-    fn lost_while_away(&mut self, now: Now) {
+    /// The sandbox is gone with everything in it; what it left behind is cleaned up first. An end
+    /// that its shim had seen is as good as told.
+    fn lost_while_away(&mut self, last_words: &[ShimContainer], now: Now) {
         self.network_touched = !self.plan.host_network;
+        for s in last_words {
+            let Some(exit) = &s.exit else { continue };
+            let Some(c) = self.find(&s.name).filter(|c| c.is_current(s.attempt) && c.alive()) else { continue };
+            c.id.clone_from(&s.id);
+            c.state = State::Running { since: s.started.unwrap_or(exit.finished) };
+            self.exited(&s.name, s.attempt, exit.clone(), None, now, &mut Vec::new());
+        }
         for c in self.containers.iter_mut().filter(|c| c.alive()) {
             let id = std::mem::take(&mut c.id);
             let since = match c.state {

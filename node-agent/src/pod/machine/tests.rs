@@ -420,7 +420,12 @@ fn what_a_probe_ends_is_a_failure_whatever_its_code() {
                 started: Some(at(0.0).wall),
                 exit: Some(exit(0, 2.0)),
             };
-            m = Machine::recover(m.plan.clone(), &saved, Some(&ShimReport { containers: vec![ended] }), at(2.0));
+            m = Machine::recover(
+                m.plan.clone(),
+                &saved,
+                Some(&ShimReport { containers: vec![ended], ..ShimReport::default() }),
+                at(2.0),
+            );
             m.on_event(Event::Tick, at(2.0));
             m.on_event(Event::VolumesReady, at(2.0));
             assert_eq!((acts(m.on_event(attached(), at(2.0))), m.phase()), (vec![image("a")], Phase::Running));
@@ -503,6 +508,7 @@ fn the_active_deadline_counts_from_the_start_whatever_agents_came_and_went() {
             started: Some(at(0.0).wall),
             exit: None,
         }],
+        ..ShimReport::default()
     };
     // A new agent's monotonic clock begins with it.
     let fresh = |mono: u64, wall: f64| Now { mono: Duration::from_secs(mono), wall: at(wall).wall };
@@ -608,6 +614,7 @@ fn the_machine_survives_the_agent() {
             started: Some(at(0.0).wall),
             exit,
         }],
+        ..ShimReport::default()
     };
     // It runs on.
     let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim(None)), at(3.0));
@@ -627,6 +634,31 @@ fn the_machine_survives_the_agent() {
     let mut again = Machine::recover(m.plan.clone(), &saved, None, at(3.0));
     assert_eq!(reason(&again, "a"), "ContainerStatusUnknown");
     assert_eq!(acts(again.on_event(Event::Tick, at(3.0))), [Effect::DetachNetwork]);
+}
+
+#[test]
+fn exits_that_a_dead_shim_had_seen_are_not_lost() {
+    let last_words = |attempt, code| ShimReport {
+        containers: vec![ShimContainer {
+            name: "a".into(),
+            attempt,
+            id: format!("a-{attempt}"),
+            started: Some(at(0.0).wall),
+            exit: Some(exit(code, 2.0)),
+        }],
+        dead: true,
+    };
+    for (policy, phase) in [(RestartPolicy::Never, Phase::Failed), (RestartPolicy::Always, Phase::Running)] {
+        let m = running(policy);
+        let saved = m.snapshot().unwrap().clone();
+        let mut again = Machine::recover(m.plan.clone(), &saved, Some(&last_words(0, 42)), at(3.0));
+        assert_eq!(acts(again.on_event(Event::Tick, at(3.0))), [Effect::DetachNetwork]);
+        let State::Ended(e) = &again.containers[0].state else { panic!("{:?}", again.containers[0].state) };
+        assert_eq!((e.exit.code, e.id.as_str(), again.phase()), (42, "a-0", phase));
+        // What it says of a run before is known already.
+        let again = Machine::recover(m.plan.clone(), &saved, Some(&last_words(7, 42)), at(3.0));
+        assert_eq!(reason(&again, "a"), "ContainerStatusUnknown");
+    }
 }
 
 #[test]
@@ -651,6 +683,7 @@ fn readiness_survives_the_agent_while_the_network_is_handed_over_again() {
             started: Some(at(0.0).wall),
             exit: None,
         }],
+        ..ShimReport::default()
     };
     let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim("a-0")), at(3.0));
     assert!(again.containers[0].started && again.containers[0].probe_ready);
@@ -668,8 +701,10 @@ fn readiness_survives_the_agent_while_the_network_is_handed_over_again() {
     other.on_event(Event::Tick, at(3.0));
     assert!(!other.containers[0].started && !other.conditions["Ready"].status);
     // And nothing starts on the strength of an old acknowledgement.
-    let ended =
-        ShimReport { containers: vec![ShimContainer { exit: Some(exit(1, 2.5)), ..shim("a-0").containers.remove(0) }] };
+    let ended = ShimReport {
+        containers: vec![ShimContainer { exit: Some(exit(1, 2.5)), ..shim("a-0").containers.remove(0) }],
+        ..ShimReport::default()
+    };
     let mut again = Machine::recover(m.plan.clone(), &saved, Some(&ended), at(3.0));
     let begun = [Effect::PrepareVolumes, Effect::AttachNetwork];
     assert_eq!(acts(again.on_event(Event::Tick, at(3.0))), begun);

@@ -2,7 +2,7 @@
 use super::{
     super::{
         event::Event,
-        persist::PodDir,
+        persist::{Kept, PodDir, read_kept},
         worker::{Mailbox, Message, Report, shim_container},
     },
     Context, Step,
@@ -17,10 +17,12 @@ use std::{
     time::Duration,
 };
 use trellis_sandbox::{Cleanup, cgroup::CgroupRoot, cleanup as remove_leftovers};
-use trellis_shim_protocol::{Happening, Phase, SandboxConfig};
+use trellis_shim_protocol::{ContainerState, Happening, Phase, SandboxConfig, SandboxState};
 
 /// How long processes and cgroups may take to vanish.
 const VANISH_WITHIN: Duration = Duration::from_secs(10);
+/// The format of a shim's state file that this build reads.
+const STATE_VERSION: u32 = 1;
 /// Between two looks at a shim whose event stream broke.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -146,12 +148,12 @@ pub async fn remove(ctx: &Context, uid: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What a living shim holds; `None` when none lives. Containers that were made and never started
-/// are deleted: their start did not happen.
+/// What a living shim holds, or a dead one has left of exits; `None` when there is neither.
+/// Containers that were made and never started are deleted: their start did not happen.
 pub async fn report(shim: &Shim, pod: &Pod, dir: &PodDir, ids: &mut HashMap<String, (String, u32)>) -> Option<Report> {
     let state = match shim.state().await {
         Ok(state) => state,
-        Err(error) if error.is_gone() => return None,
+        Err(error) if error.is_gone() => return last_words(shim, pod, dir).await,
         Err(error) => {
             tracing::error!(%error, "a shim does not answer: taken for dead");
             return None;
@@ -177,6 +179,34 @@ pub async fn report(shim: &Shim, pod: &Pod, dir: &PodDir, ids: &mut HashMap<Stri
     Some(report)
 }
 
+/// The exits that a dead shim had seen: nobody else knows them if the agent was away.
+async fn last_words(shim: &Shim, pod: &Pod, dir: &PodDir) -> Option<Report> {
+    let containers = left(shim).await.into_iter().filter(|c| c.exit.is_some()).filter_map(|c| {
+        let message = super::container::message_of(pod, dir, &c, c.exit.as_ref().map_or(0, |e| e.code));
+        shim_container(&c, message)
+    });
+    let containers: Vec<_> = containers.collect();
+    (!containers.is_empty()).then_some(Report { containers, dead: true })
+}
+
+/// The containers of the state file that a dead shim has left; none where it cannot be read.
+async fn left(shim: &Shim) -> Vec<ContainerState> {
+    let path = shim.state_file();
+    let read = tokio::task::spawn_blocking(move || read_kept::<SandboxState>(&path)).await;
+    match read {
+        Ok(Kept::Whole(state)) if state.version == STATE_VERSION => state.containers,
+        Ok(Kept::Whole(state)) => {
+            tracing::warn!(version = state.version, "the state of a dead shim has another format: its exits are lost");
+            Vec::new()
+        }
+        Ok(Kept::Broken(why)) => {
+            tracing::warn!(why, "the state of a dead shim cannot be read: its exits are lost");
+            Vec::new()
+        }
+        Ok(Kept::Missing) | Err(_) => Vec::new(),
+    }
+}
+
 /// Tells the worker of every exit, whatever happens to the stream; returns when the shim is gone.
 pub async fn follow(shim: Shim, tx: Mailbox) {
     let mut after = 0;
@@ -200,6 +230,14 @@ pub async fn follow(shim: Shim, tx: Mailbox) {
         }
         match shim.state().await {
             Err(error) if error.is_gone() => {
+                // What it had seen last may not have been told.
+                for c in left(&shim).await {
+                    if let Some(exit) = c.exit
+                        && tx.send(Message::ShimExit(c.id, exit)).await.is_err()
+                    {
+                        return;
+                    }
+                }
                 drop(tx.send(Message::Event(Event::SandboxLost)).await);
                 return;
             }

@@ -109,18 +109,18 @@ impl Worker {
         let saved = read_json::<super::machine::Persisted>(&dir.state()).filter(|s| s.fits(&plan.uid));
         let mut ids = HashMap::new();
         let report = steps::sandbox::report(&shim, &pod, &dir, &mut ids).await;
-        let silent = saved.is_none() && report.is_none() && status::is_terminal(&pod);
+        let adopted = report.as_ref().is_some_and(|r| !r.dead);
+        let silent = saved.is_none() && !adopted && status::is_terminal(&pod);
         let mut machine = match (&saved, &report) {
             _ if silent => Machine::finished_elsewhere(plan, now),
             (Some(saved), report) => Machine::recover(plan, saved, report.as_ref(), now),
             // The data folder was lost, the shim was not: what it says is all there is.
-            (None, Some(report)) => Machine::adopt_blind(plan, report, now),
-            (None, None) => Machine::new(plan, now),
+            (None, Some(report)) if adopted => Machine::adopt_blind(plan, report, now),
+            (None, _) => Machine::new(plan, now),
         };
         seed_conditions(&mut machine, &pod);
         let (wishes, wished) = watch::channel(None);
         tokio::spawn(api::status::run(ctx.conn.clone(), wished));
-        let adopted = report.is_some();
         let mut worker = Self {
             ctx,
             keeper: Keeper::new(dir.clone(), pod.clone()),
