@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 mod common;
 
-use common::{IMAGE, Node, control_plane::key};
+use common::{IMAGE, Node, USR1_IMAGE, control_plane::key};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use trellis_proto::api::{
@@ -189,6 +189,10 @@ async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
     let mut calm = container("a", "exec sleep 600");
     calm["readinessProbe"] = json!({"exec": {"command": ["true"]}, "initialDelaySeconds": 2, "periodSeconds": 600});
     let calm_uid = node.api.bind("calm", json!({"containers": [calm]}));
+    let mut usr1 = container("a", "trap 'exit 0' USR1; while :; do sleep 0.1; done");
+    usr1["image"] = json!(USR1_IMAGE);
+    let usr1_uid = node.api.bind("usr1", json!({"containers": [usr1]}));
+    node.api.until("usr1", "running", running).await;
     let before = node.api.until("on", "running", running).await;
     node.api.until("calm", "running", running).await;
     let calm_before = node.api.history("calm").len();
@@ -229,6 +233,10 @@ async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
     gone(&node, "on", &uid).await;
     node.api.terminate("calm", 0);
     gone(&node, "calm", &calm_uid).await;
+    // Its image's signal is known to an agent that did not start it: SIGTERM would be in vain for longer
+    // than is waited here.
+    node.api.terminate("usr1", 600);
+    gone(&node, "usr1", &usr1_uid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,6 +96,8 @@ pub enum Event {
         container: String,
         /// `status.containerStatuses[].imageID`.
         image_id: String,
+        /// Its STOPSIGNAL, where it has one.
+        stop_signal: Option<String>,
     },
     /// The image is not there and could not be fetched.
     ImageFailed {

@@ -31,6 +31,8 @@ use trellis_sandbox::{
 };
 
 pub const IMAGE: &str = "docker.io/library/busybox:test";
+/// The same, with `STOPSIGNAL SIGUSR1`.
+pub const USR1_IMAGE: &str = "docker.io/library/busybox:usr1";
 
 pub struct Node {
     pub dir: tempfile::TempDir,
@@ -172,7 +174,8 @@ impl Node {
         let parts: Vec<ImportRequest> =
             archive.chunks(256 * 1024).map(|c| ImportRequest { node: "n1".into(), data: c.to_vec().into() }).collect();
         let reply = client.import(tokio_stream::iter(parts)).await.unwrap().into_inner();
-        assert_eq!(reply.images[0].names, [IMAGE]);
+        let names: Vec<&String> = reply.images.iter().flat_map(|i| &i.names).collect();
+        assert_eq!(names, [IMAGE, USR1_IMAGE]);
     }
 
     /// Nothing of a Pod is left on the node.
@@ -262,16 +265,25 @@ fn archive() -> Vec<u8> {
     let size = passwd.len() as u64;
     layer.append_data(&mut header(tar::EntryType::Regular, 0o644, size), "etc/passwd", &passwd[..]).unwrap();
     let layer = layer.into_inner().unwrap();
-    let config = serde_json::json!({"architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
-        "os": "linux", "config": {"Cmd": ["/bin/sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha(&layer))]}})
+    let config = |config: serde_json::Value| {
+        serde_json::json!({"architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
+            "os": "linux", "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha(&layer))]}})
+        .to_string()
+    };
+    let plain = config(serde_json::json!({"Cmd": ["/bin/sh"]}));
+    let usr1 = config(serde_json::json!({"Cmd": ["/bin/sh"], "StopSignal": "SIGUSR1"}));
+    let manifest = serde_json::json!([
+        {"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]},
+        {"Config": "usr1.json", "RepoTags": [USR1_IMAGE], "Layers": ["layer.tar"]}])
     .to_string();
-    let manifest =
-        serde_json::json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
     let mut all = tar::Builder::new(Vec::new());
-    for (name, bytes) in
-        [("config.json", config.as_bytes()), ("layer.tar", &layer[..]), ("manifest.json", manifest.as_bytes())]
-    {
+    for (name, bytes) in [
+        ("config.json", plain.as_bytes()),
+        ("usr1.json", usr1.as_bytes()),
+        ("layer.tar", &layer[..]),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
         let mut h = header(tar::EntryType::Regular, 0o644, bytes.len() as u64);
         all.append_data(&mut h, name, bytes).unwrap();
     }

@@ -27,10 +27,11 @@ fn start_probes(c: &Record, out: &mut Vec<Effect>) {
 impl Machine {
     pub(super) fn record_container(&mut self, event: Event, now: Now, out: &mut Vec<Effect>) {
         match event {
-            Event::ImageReady { container, image_id } => {
+            Event::ImageReady { container, image_id, stop_signal } => {
                 if let Some(c) = self.find(&container) {
                     c.image.done();
                     c.image_id = image_id;
+                    c.stop_signal = stop_signal;
                 }
             }
             Event::ImageFailed { container, reason, message } => {

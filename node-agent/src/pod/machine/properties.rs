@@ -165,7 +165,9 @@ impl World {
                 Event::NetworkAttached { addresses: vec!["10.0.0.1".into()] }
             }
             (Effect::AttachNetwork, false) => Event::NetworkFailed { message: message() },
-            (Effect::EnsureImage { container }, true) => Event::ImageReady { container, image_id: "x".into() },
+            (Effect::EnsureImage { container }, true) => {
+                Event::ImageReady { container, image_id: "x".into(), stop_signal: None }
+            }
             (Effect::EnsureImage { container }, false) => {
                 Event::ImageFailed { container, reason: "ErrImagePull".into(), message: message() }
             }

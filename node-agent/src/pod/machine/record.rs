@@ -137,6 +137,8 @@ pub struct Record {
     pub last: Option<Ended>,
     /// `imageID`.
     pub image_id: String,
+    /// Its image's STOPSIGNAL.
+    pub stop_signal: Option<String>,
     /// The runtime's id of the present run.
     pub id: String,
     /// Passed its startup probe, or has none.
@@ -165,6 +167,7 @@ impl Record {
             state: waiting("ContainerCreating"),
             last: None,
             image_id: String::new(),
+            stop_signal: None,
             id: String::new(),
             started: false,
             probe_ready: false,

@@ -51,6 +51,9 @@ struct PersistedContainer {
     crashed: bool,
     backoff_secs: u64,
     image_id: String,
+    /// Of the image: the agent that stops it may not be the one that started it.
+    #[serde(default)]
+    stop_signal: Option<String>,
     id: String,
     /// Had passed its startup probe, or has none.
     #[serde(default)]
@@ -122,6 +125,7 @@ impl Machine {
             crashed: c.crashed,
             backoff_secs: c.crash_backoff.current().as_secs(),
             image_id: c.image_id.clone(),
+            stop_signal: c.stop_signal.clone(),
             id: c.id.clone(),
             started: c.started,
             probe_ready: c.probe_ready,
@@ -217,6 +221,7 @@ impl Machine {
         c.crashed = p.crashed;
         c.crash_backoff.resume(Duration::from_secs(p.backoff_secs));
         c.image_id = p.image_id.clone();
+        c.stop_signal = p.stop_signal.clone();
         c.id = p.id.clone();
         c.started = p.alive && (p.started || !c.plan.startup_probe);
         // Until its probe says otherwise: that the agent was away changed nothing about it.

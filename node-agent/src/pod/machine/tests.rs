@@ -57,7 +57,7 @@ fn image(c: &str) -> Effect {
 }
 
 fn ready(c: &str) -> Event {
-    Event::ImageReady { container: c.into(), image_id: "sha256:1".into() }
+    Event::ImageReady { container: c.into(), image_id: "sha256:1".into(), stop_signal: Some("SIGQUIT".into()) }
 }
 
 fn started(c: &str, attempt: u32, secs: f64) -> Event {
@@ -619,6 +619,16 @@ fn the_machine_survives_the_agent() {
     // It runs on.
     let mut again = Machine::recover(m.plan.clone(), &saved, Some(&shim(None)), at(3.0));
     assert_eq!(reason(&again, "a"), "running");
+    assert_eq!(again.containers[0].stop_signal.as_deref(), Some("SIGQUIT"));
+    // An agent from before wrote less of it.
+    let mut old: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let record = old["containers"][0].as_object_mut().unwrap();
+    for newer in ["stop_signal", "replaced", "unhealthy"] {
+        assert!(record.remove(newer).is_some());
+    }
+    let old: Persisted = serde_json::from_value(old).unwrap();
+    let adopted = Machine::recover(m.plan.clone(), &old, Some(&shim(None)), at(3.0));
+    assert_eq!((reason(&adopted, "a").as_str(), &adopted.containers[0].stop_signal), ("running", &None));
     let effects = acts(again.on_event(Event::Tick, at(3.0)));
     assert_eq!(effects, [Effect::PrepareVolumes, Effect::AttachNetwork]);
     again.on_event(attached(), at(3.1));

@@ -288,10 +288,9 @@ pub async fn stop(step: &Step, c: &Container, id: String, signal: i32, kind: Sto
 }
 
 /// spec.lifecycle.stopSignal, the image's STOPSIGNAL, or SIGTERM.
-pub fn stop_signal(c: &Container, image: Option<&Image>) -> i32 {
-    let spec = c.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
-    let image = || image.and_then(|i| i.config.config().as_ref()?.stop_signal().clone());
-    spec.or_else(image).and_then(|text| parse_signal(&text)).unwrap_or(SIGTERM)
+pub fn stop_signal(c: &Container, image: Option<&str>) -> i32 {
+    let spec = c.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+    spec.or(image).and_then(parse_signal).unwrap_or(SIGTERM)
 }
 
 fn parse_signal(text: &str) -> Option<i32> {

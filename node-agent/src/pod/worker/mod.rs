@@ -226,8 +226,9 @@ impl Worker {
             Message::Image(container, _, image) => {
                 let full = self.image_name(&container);
                 let image_id = crate::image::status_id(&image, &full);
+                let stop_signal = image.config.config().as_ref().and_then(|c| c.stop_signal().clone());
                 self.images.insert(container.clone(), image);
-                self.feed(Event::ImageReady { container, image_id });
+                self.feed(Event::ImageReady { container, image_id, stop_signal });
             }
             Message::ShimExit(id, exit) => self.on_exit(&id, &exit),
         }

@@ -180,7 +180,10 @@ impl Worker {
             return;
         };
         let signal = match kind {
-            StopKind::Ask { .. } => steps::container::stop_signal(&spec, self.images.get(container).map(|i| &**i)),
+            StopKind::Ask { .. } => {
+                let record = self.machine.containers.iter().find(|c| c.plan.name == container);
+                steps::container::stop_signal(&spec, record.and_then(|c| c.stop_signal.as_deref()))
+            }
             StopKind::Kill => 9,
         };
         let snapshot = self.snapshot();
