@@ -254,6 +254,8 @@ impl Machine {
             let name = &c.plan.name;
             let newest = report.containers.iter().filter(|s| s.name == *name).max_by_key(|s| s.attempt);
             match newest {
+                // Its end is written down already; only the shim has not been told to forget it.
+                Some(s) if c.last.as_ref().is_some_and(|e| e.id == s.id) && !c.alive() => {}
                 Some(s) if s.attempt + 1 >= c.next && !matches!(c.state, State::Ended(_)) => {
                     // Of a run that nothing was written down of, nothing is known either.
                     let known = s.attempt + 1 == c.next && s.id == c.id;

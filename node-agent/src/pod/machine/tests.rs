@@ -647,6 +647,32 @@ fn the_machine_survives_the_agent() {
 }
 
 #[test]
+fn an_exit_that_is_written_down_counts_once() {
+    let mut m = running(RestartPolicy::Always);
+    m.on_event(exited("a", 0, 1, 1.0), at(1.0));
+    m.on_event(ready("a"), at(1.0));
+    m.on_event(started("a", 1, 1.0), at(1.0));
+    m.on_event(exited("a", 1, 1, 2.0), at(2.0));
+    assert_eq!((reason(&m, "a").as_str(), m.containers[0].crash_backoff.current().as_secs()), ("CrashLoopBackOff", 10));
+    // The agent is killed before the shim has forgotten that run.
+    let shim = ShimReport {
+        containers: vec![ShimContainer {
+            name: "a".into(),
+            attempt: 1,
+            id: "a-1".into(),
+            started: Some(at(1.0).wall),
+            exit: Some(exit(1, 2.0)),
+        }],
+        ..ShimReport::default()
+    };
+    let saved = m.snapshot().unwrap().clone();
+    let again = Machine::recover(m.plan.clone(), &saved, Some(&shim), at(3.0));
+    let c = &again.containers[0];
+    assert_eq!((reason(&again, "a").as_str(), c.crash_backoff.current().as_secs()), ("CrashLoopBackOff", 10));
+    assert_eq!((c.restart_count(), c.last.as_ref().map(|e| e.id.as_str())), (1, Some("a-1")));
+}
+
+#[test]
 fn exits_that_a_dead_shim_had_seen_are_not_lost() {
     let last_words = |attempt, code| ShimReport {
         containers: vec![ShimContainer {
