@@ -152,6 +152,8 @@ pub enum Event {
         container: String,
         /// Which start of it.
         attempt: u32,
+        /// Runtime's id: the exit may be told before the start.
+        id: String,
         /// How.
         exit: Exit,
     },

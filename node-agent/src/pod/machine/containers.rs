@@ -24,6 +24,11 @@ fn start_probes(c: &Record, out: &mut Vec<Effect>) {
     }
 }
 
+fn tell_start(name: &str, out: &mut Vec<Effect>) {
+    out.push(note("Created", format!("Created container: {name}"), Some(name.to_owned())));
+    out.push(note("Started", format!("Started container {name}"), Some(name.to_owned())));
+}
+
 impl Machine {
     pub(super) fn record_container(&mut self, event: Event, now: Now, out: &mut Vec<Effect>) {
         match event {
@@ -61,10 +66,10 @@ impl Machine {
                     finished: now.wall,
                     message,
                 };
-                self.exited(&container, attempt, exit, Some("StartError"), now, out);
+                self.exited(&container, attempt, "", exit, Some("StartError"), now, out);
             }
-            Event::Exited { container, attempt, exit } => {
-                self.exited(&container, attempt, exit, None, now, out);
+            Event::Exited { container, attempt, id, exit } => {
+                self.exited(&container, attempt, &id, exit, None, now, out);
             }
             Event::KillFailed { container, attempt, message } => {
                 if let Some(c) = self.find(&container).filter(|c| c.is_current(attempt) && c.alive())
@@ -102,29 +107,29 @@ impl Machine {
 
     fn container_started(&mut self, container: &str, attempt: u32, id: String, at: Timestamp, out: &mut Vec<Effect>) {
         let sandbox = self.sandbox.is_done();
-        let Some(c) = self.find(container).filter(|c| c.is_current(attempt)) else { return };
-        match &mut c.state {
-            State::Starting if !sandbox => {
-                // Its sandbox died under it.
-                c.state = State::Ended(advance::unknown_end(id, Some(at), at));
-                return;
-            }
-            State::Starting => {}
+        let Some(c) = self.find(container) else { return };
+        if let Some(e) = c.ended_run(&id) {
             // Its exit was told before its start.
-            State::Ended(e) if e.id.is_empty() => {
-                e.id = id;
-                return;
+            if e.exit.started.is_none() {
+                e.exit.started = Some(at.min(e.exit.finished));
+                tell_start(container, out);
             }
-            _ => return,
+            return;
+        }
+        if !c.is_current(attempt) || c.state != State::Starting {
+            return;
+        }
+        if !sandbox {
+            // Its sandbox died under it.
+            c.state = State::Ended(advance::unknown_end(id, Some(at), at));
+            return;
         }
         c.config_error = None;
         c.state = State::Running { since: at };
         c.id = id;
         c.started = !c.plan.startup_probe;
         c.probe_ready = false;
-        let name = container.to_owned();
-        out.push(note("Created", format!("Created container: {name}"), Some(name.clone())));
-        out.push(note("Started", format!("Started container {name}"), Some(name)));
+        tell_start(container, out);
         if c.plan.startup_probe {
             let kind = ProbeKind::Startup;
             out.push(Effect::StartProbe { container: container.to_owned(), attempt, kind });
@@ -133,10 +138,13 @@ impl Machine {
         }
     }
 
+    /// `id` is empty where the runtime never had the run.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn exited(
         &mut self,
         container: &str,
         attempt: u32,
+        id: &str,
         exit: Exit,
         reason: Option<&str>,
         now: Now,
@@ -164,7 +172,8 @@ impl Machine {
             c.crashed = false;
             c.crash_backoff.reset();
         }
-        let ended = Ended { exit, reason: reason.to_owned(), id: std::mem::take(&mut c.id) };
+        c.id.clear();
+        let ended = Ended { exit, reason: reason.to_owned(), id: id.to_owned() };
         c.config_error = None;
         c.stopping = None;
         c.started = false;

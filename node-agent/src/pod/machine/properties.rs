@@ -179,15 +179,13 @@ impl World {
                     self.running.insert(container.clone(), attempt);
                     self.started.insert((container.clone(), attempt));
                     let at = tests::at(self.secs).wall;
-                    Event::Started { id: format!("{container}{attempt}"), container, attempt, at }
+                    Event::Started { id: format!("{container}-{attempt}"), container, attempt, at }
                 }
             }
             (Effect::Start { container, attempt }, false) => {
                 Event::ConfigFailed { container, attempt, message: message() }
             }
-            (Effect::Stop { container, attempt, .. }, _) => {
-                Event::Exited { container, attempt, exit: tests::exit(137, self.secs) }
-            }
+            (Effect::Stop { container, attempt, .. }, _) => tests::exited(&container, attempt, 137, self.secs),
             (Effect::DetachNetwork, true) => {
                 self.attached = false;
                 Event::NetworkDetached
@@ -238,7 +236,7 @@ impl World {
             containers: containers
                 .into_iter()
                 .map(|(name, attempt, exit)| ShimContainer {
-                    id: format!("{name}{attempt}"),
+                    id: format!("{name}-{attempt}"),
                     name,
                     attempt,
                     started: Some(tests::at(self.secs).wall),
@@ -262,7 +260,7 @@ impl World {
                 let Some((c, attempt)) = self.running.iter().nth(*n).map(|(c, a)| (c.clone(), *a)) else { return };
                 self.running.remove(&c);
                 self.ended.insert((c.clone(), attempt), *code);
-                self.tell(Event::Exited { container: c, attempt, exit: tests::exit(*code, self.secs) });
+                self.tell(tests::exited(&c, attempt, *code, self.secs));
             }
             Move::Tick => {
                 if let Some(at) = self.machine.next_deadline() {

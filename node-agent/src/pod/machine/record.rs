@@ -202,6 +202,15 @@ impl Record {
         matches!(self.state, State::Running { .. }) && self.started && (!self.plan.readiness_probe || self.probe_ready)
     }
 
+    /// The run with that id, if it has ended and is still remembered.
+    pub(super) fn ended_run(&mut self, id: &str) -> Option<&mut Ended> {
+        let present = match &mut self.state {
+            State::Ended(e) => Some(e),
+            _ => None,
+        };
+        present.into_iter().chain(&mut self.last).find(|e| e.id == id)
+    }
+
     pub(crate) fn alive(&self) -> bool {
         matches!(self.state, State::Starting | State::Running { .. })
     }

@@ -265,7 +265,7 @@ impl Machine {
                     c.probe_ready &= known;
                     c.state = State::Running { since: s.started.unwrap_or(now.wall) };
                     if let Some(exit) = &s.exit {
-                        replay.push((name.clone(), s.attempt, exit.clone()));
+                        replay.push((name.clone(), s.attempt, s.id.clone(), exit.clone()));
                     }
                 }
                 // Written down, but the shim never heard of it: that start did not happen.
@@ -283,8 +283,8 @@ impl Machine {
                 }
             }
         }
-        for (name, attempt, exit) in replay {
-            self.exited(&name, attempt, exit, None, now, &mut Vec::new());
+        for (name, attempt, id, exit) in replay {
+            self.exited(&name, attempt, &id, exit, None, now, &mut Vec::new());
         }
     }
 
@@ -295,9 +295,8 @@ impl Machine {
         for s in last_words {
             let Some(exit) = &s.exit else { continue };
             let Some(c) = self.find(&s.name).filter(|c| c.is_current(s.attempt) && c.alive()) else { continue };
-            c.id.clone_from(&s.id);
             c.state = State::Running { since: s.started.unwrap_or(exit.finished) };
-            self.exited(&s.name, s.attempt, exit.clone(), None, now, &mut Vec::new());
+            self.exited(&s.name, s.attempt, &s.id, exit.clone(), None, now, &mut Vec::new());
         }
         for c in self.containers.iter_mut().filter(|c| c.alive()) {
             let id = std::mem::take(&mut c.id);

@@ -64,8 +64,8 @@ fn started(c: &str, attempt: u32, secs: f64) -> Event {
     Event::Started { container: c.into(), attempt, id: format!("{c}-{attempt}"), at: at(secs).wall }
 }
 
-fn exited(c: &str, attempt: u32, code: i32, secs: f64) -> Event {
-    Event::Exited { container: c.into(), attempt, exit: exit(code, secs) }
+pub(super) fn exited(c: &str, attempt: u32, code: i32, secs: f64) -> Event {
+    Event::Exited { container: c.into(), attempt, id: format!("{c}-{attempt}"), exit: exit(code, secs) }
 }
 
 fn ask(c: &str, attempt: u32, grace: u64) -> Effect {
@@ -342,7 +342,7 @@ fn ends_are_named_as_kubernetes_names_them() {
     for (code, oom, want) in [(0, false, "Completed"), (2, false, "Error"), (137, true, "OOMKilled")] {
         let mut m = running(RestartPolicy::Never);
         let exit = Exit { oom_killed: oom, ..exit(code, 1.0) };
-        m.on_event(Event::Exited { container: "a".into(), attempt: 0, exit }, at(1.0));
+        m.on_event(Event::Exited { container: "a".into(), attempt: 0, id: "a-0".into(), exit }, at(1.0));
         assert_eq!(reason(&m, "a"), want);
     }
 }
@@ -352,9 +352,31 @@ fn an_exit_told_before_its_start_is_not_lost() {
     let (mut m, _) = up(plan(RestartPolicy::Never, &[("a", Role::Main)]));
     m.on_event(ready("a"), at(0.0));
     m.on_event(exited("a", 0, 7, 0.1), at(0.1));
-    m.on_event(started("a", 0, 0.05), at(0.2));
-    let State::Ended(e) = &m.containers[0].state else { panic!("{:?}", m.containers[0].state) };
-    assert_eq!((e.exit.code, e.id.as_str()), (7, "a-0"));
+    let ended = |m: &Machine| match &m.containers[0].state {
+        State::Ended(e) => e.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((ended(&m).exit.code, ended(&m).id.as_str()), (7, "a-0"));
+    let told = |effects: Vec<Effect>| {
+        let notes = effects.into_iter().filter_map(|e| match e {
+            Effect::Note(n) => Some(n.reason),
+            _ => None,
+        });
+        notes.collect::<Vec<_>>()
+    };
+    assert_eq!(told(m.on_event(started("a", 0, 0.05), at(0.2))), ["Created", "Started"]);
+    assert_eq!((ended(&m).exit.code, ended(&m).exit.started), (7, Some(at(0.05).wall)));
+
+    // Also where it waits for its next run by then; a start that is told late was before the end.
+    let mut m = running(RestartPolicy::Always);
+    m.on_event(exited("a", 0, 1, 1.0), at(1.0));
+    m.on_event(ready("a"), at(1.0));
+    m.on_event(exited("a", 1, 1, 1.1), at(1.1));
+    assert_eq!(reason(&m, "a"), "CrashLoopBackOff");
+    assert_eq!(told(m.on_event(started("a", 1, 1.2), at(1.2))), ["Created", "Started"]);
+    let last = m.containers[0].last.clone().unwrap();
+    assert_eq!((last.exit.started, last.id.as_str()), (Some(at(1.1).wall), "a-1"));
+    assert_eq!(reason(&m, "a"), "CrashLoopBackOff");
 }
 
 #[test]

@@ -264,7 +264,7 @@ impl Worker {
         let mut exit = shim::exit(exit, None, message);
         exit.started = started;
         // Persisted by the machine's first effect; only then may the shim forget it.
-        self.feed(Event::Exited { container, attempt, exit });
+        self.feed(Event::Exited { container, attempt, id: id.to_owned(), exit });
         self.ids.remove(id);
         let (shim, id, folder) = (self.shim.clone(), id.to_owned(), self.dir.containers());
         self.tasks.spawn(async move {
