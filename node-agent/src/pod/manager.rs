@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{self, watch::Item},
-    runtime::{netd::NetdError, shim::Shim},
+    runtime::netd::NetdError,
     volume,
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -123,7 +123,7 @@ impl Manager {
                 continue;
             }
             let pod = Arc::new(pod);
-            if Shim::at(&self.ctx.shim_dir(&uid)).state().await.is_ok() {
+            if sandbox::listens(&self.ctx.shim_dir(&uid)).await {
                 self.start(pod);
             } else {
                 self.stale.push(pod);

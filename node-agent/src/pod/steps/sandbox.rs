@@ -1,6 +1,7 @@
 //! The sandbox: shim, network, and their removal.
 use super::{
     super::{
+        backoff::Backoff,
         event::Event,
         persist::{Kept, PodDir, read_kept},
         worker::{Mailbox, Message, Report, shim_container},
@@ -14,10 +15,13 @@ use crate::{
 use k8s_openapi::api::core::v1::Pod;
 use std::{
     collections::{BTreeMap, HashMap},
+    io::ErrorKind,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 use trellis_sandbox::{Cleanup, cgroup::CgroupRoot, cleanup as remove_leftovers};
-use trellis_shim_protocol::{ContainerState, Happening, Phase, SandboxConfig, SandboxState};
+use trellis_shim_protocol::{ContainerState, Happening, Phase, SOCKET, SandboxConfig, SandboxState};
 
 /// How long processes and cgroups may take to vanish.
 const VANISH_WITHIN: Duration = Duration::from_secs(10);
@@ -150,13 +154,30 @@ pub async fn remove(ctx: &Context, uid: &str) -> Result<(), String> {
 
 /// What a living shim holds, or a dead one has left of exits; `None` when there is neither.
 /// Containers that were made and never started are deleted: their start did not happen.
-pub async fn report(shim: &Shim, pod: &Pod, dir: &PodDir, ids: &mut HashMap<String, (String, u32)>) -> Option<Report> {
-    let state = match shim.state().await {
-        Ok(state) => state,
-        Err(error) if error.is_gone() => return last_words(shim, pod, dir).await,
-        Err(error) => {
-            tracing::error!(%error, "a shim does not answer: taken for dead");
-            return None;
+///
+/// A shim that cannot be asked now (no descriptor is free, the machine stalls) is asked again: taken
+/// for dead, its Pod would be killed. Once `unwanted`, the Pod goes anyway: a failure is enough then.
+pub async fn report(
+    shim: &Shim,
+    pod: &Pod,
+    dir: &PodDir,
+    ids: &mut HashMap<String, (String, u32)>,
+    unwanted: &AtomicBool,
+) -> Option<Report> {
+    let mut pause = Backoff::step();
+    let state = loop {
+        match shim.state().await {
+            Ok(state) => break state,
+            Err(error) if error.is_gone() => return last_words(shim, pod, dir).await,
+            Err(error) if unwanted.load(Ordering::Relaxed) => {
+                tracing::error!(%error, "a shim does not answer and its Pod is to go: taken for dead");
+                return None;
+            }
+            Err(error) => {
+                let wait = pause.advance();
+                tracing::warn!(%error, ?wait, "a shim does not answer: asking again");
+                tokio::time::sleep(wait).await;
+            }
         }
     };
     let mut report = Report::default();
@@ -177,6 +198,14 @@ pub async fn report(shim: &Shim, pod: &Pod, dir: &PodDir, ids: &mut HashMap<Stri
         }
     }
     Some(report)
+}
+
+/// Is there somebody behind a shim's socket, though he may not answer now?
+pub async fn listens(dir: &Path) -> bool {
+    match tokio::net::UnixStream::connect(dir.join(SOCKET)).await {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
 }
 
 /// The exits that a dead shim had seen: nobody else knows them if the agent was away.
@@ -254,4 +283,71 @@ async fn tell_exits(shim: &Shim, tx: &Mailbox) -> Result<(), ()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::runtime::fake_shim::{hello, serve};
+    use std::sync::{Arc, atomic::AtomicU32};
+    use trellis_shim_protocol::{ErrorCode, Moment, Reply, Request};
+
+    fn state() -> SandboxState {
+        SandboxState {
+            version: STATE_VERSION,
+            pod_uid: "u".into(),
+            shim_pid: 1,
+            started_at: Moment::default(),
+            last_event: 0,
+            containers: Vec::new(),
+        }
+    }
+
+    /// A shim that fails the first `failures` questions for its state.
+    fn ailing(dir: &Path, failures: u32) -> Arc<AtomicU32> {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        serve(dir, move |request| match request {
+            Request::Hello { .. } => hello(),
+            _ if count.fetch_add(1, Ordering::Relaxed) < failures => {
+                Reply::Error { code: ErrorCode::Failed, message: "too many open files".into() }
+            }
+            _ => Reply::State(Box::new(state())),
+        });
+        asked
+    }
+
+    async fn reported(dir: &Path, unwanted: bool) -> Option<Report> {
+        let pods = PodDir::new(dir, "u");
+        report(&Shim::at(dir), &Pod::default(), &pods, &mut HashMap::new(), &AtomicBool::new(unwanted)).await
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_fails_to_answer_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = ailing(dir.path(), 2);
+        assert!(listens(dir.path()).await);
+        let found = reported(dir.path(), false).await.unwrap();
+        assert_eq!((found.dead, asked.load(Ordering::Relaxed)), (false, 3));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_to_go_waits_for_no_shim() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = ailing(dir.path(), u32::MAX);
+        assert!(reported(dir.path(), true).await.is_none());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn where_nobody_listens_nobody_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!listens(dir.path()).await);
+        assert!(reported(dir.path(), false).await.is_none());
+        // The socket of one that was killed stays.
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap());
+        assert!(!listens(dir.path()).await);
+        assert!(reported(dir.path(), false).await.is_none());
+    }
 }

@@ -1,13 +1,14 @@
 //! The driver of one Pod: feeds its machine, and does what it answers. Steps that wait run as
 //! tasks of their own ([`super::steps`]) and tell their outcome as an event; each ends by itself,
 //! so the machine never waits for an answer that does not come.
+mod adopt;
 mod perform;
 
 use super::{
-    event::{Event, Now, ProbeKind},
+    event::{Event, Now},
     keeper::Keeper,
-    machine::{Condition, Machine, ShimContainer, ShimReport, State},
-    persist::{PodDir, read_json},
+    machine::{Machine, State},
+    persist::PodDir,
     plan::{PodPlan, seconds},
     registry::{ContainerView, PodView},
     status,
@@ -29,7 +30,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 use trellis_image::Image;
-use trellis_shim_protocol::Phase;
+
+pub(super) use adopt::{Report, shim_container};
 
 /// Events waiting for one Pod's machine. Senders wait for room: none is lost.
 const QUEUE: usize = 64;
@@ -77,6 +79,8 @@ pub struct Worker {
     wishes: watch::Sender<api::status::Wish>,
     /// The object says it all: nothing is written over it.
     silent: bool,
+    /// The object left the API before anything was begun.
+    gone: bool,
     finished: bool,
 }
 
@@ -101,77 +105,6 @@ impl Worker {
         mailbox
     }
 
-    async fn recover(ctx: Arc<Context>, pod: Arc<Pod>, tx: Mailbox, rx: mpsc::Receiver<Message>) -> Self {
-        let plan = PodPlan::from_pod(&pod);
-        let dir = PodDir::new(&ctx.data_dir, &plan.uid);
-        let shim = Shim::at(&ctx.shim_dir(&plan.uid));
-        let now = ctx.now();
-        let saved = read_json::<super::machine::Persisted>(&dir.state()).filter(|s| s.fits(&plan.uid));
-        let mut ids = HashMap::new();
-        let report = steps::sandbox::report(&shim, &pod, &dir, &mut ids).await;
-        let adopted = report.as_ref().is_some_and(|r| !r.dead);
-        let silent = saved.is_none() && !adopted && status::is_terminal(&pod);
-        let mut machine = match (&saved, &report) {
-            _ if silent => Machine::finished_elsewhere(plan, now),
-            (Some(saved), report) => Machine::recover(plan, saved, report.as_ref(), now),
-            // The data folder was lost, the shim was not: what it says is all there is.
-            (None, Some(report)) if adopted => Machine::adopt_blind(plan, report, now),
-            (None, _) => Machine::new(plan, now),
-        };
-        seed_conditions(&mut machine, &pod);
-        let (wishes, wished) = watch::channel(None);
-        tokio::spawn(api::status::run(ctx.conn.clone(), wished));
-        let mut worker = Self {
-            ctx,
-            keeper: Keeper::new(dir.clone(), pod.clone()),
-            pod,
-            dir,
-            machine,
-            shim,
-            tx,
-            rx,
-            tasks: JoinSet::new(),
-            probes: HashMap::new(),
-            events: None,
-            refresher: None,
-            images: HashMap::new(),
-            ids,
-            network: Arc::default(),
-            wishes,
-            silent,
-            finished: false,
-        };
-        if adopted {
-            worker.adopted();
-        }
-        worker
-    }
-
-    /// Watches the shim again, and probes what runs.
-    fn adopted(&mut self) {
-        self.follow_shim();
-        let running: Vec<(String, u32, bool, bool, bool)> = self
-            .machine
-            .running()
-            .map(|(c, attempt)| {
-                let p = &c.plan;
-                (p.name.clone(), attempt, p.startup_probe && !c.started, p.readiness_probe, p.liveness_probe)
-            })
-            .collect();
-        tracing::info!(pod = %self.label(), running = running.len(), "adopted");
-        for (name, attempt, startup, readiness, liveness) in running {
-            if startup {
-                self.start_probe(&name, attempt, ProbeKind::Startup);
-                continue;
-            }
-            for (_, kind) in
-                [(readiness, ProbeKind::Readiness), (liveness, ProbeKind::Liveness)].into_iter().filter(|(w, _)| *w)
-            {
-                self.start_probe(&name, attempt, kind);
-            }
-        }
-    }
-
     fn label(&self) -> String {
         let meta = &self.pod.metadata;
         format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
@@ -180,6 +113,7 @@ impl Worker {
     async fn run(mut self) {
         let first = match self.deletion() {
             // Before anything is begun: a Pod that is to go must not start first.
+            _ if self.gone => Event::Gone,
             Some(grace) => Event::Delete { grace },
             None => Event::Tick,
         };
@@ -328,41 +262,6 @@ impl Worker {
         });
     }
 }
-
-fn seed_conditions(machine: &mut Machine, pod: &Pod) {
-    for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"] {
-        let old = pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind);
-        if let Some(c) = old
-            && let Some(since) = &c.last_transition_time
-        {
-            let condition = Condition {
-                status: c.status == "True",
-                reason: c.reason.clone().unwrap_or_default(),
-                message: c.message.clone().unwrap_or_default(),
-                since: since.0,
-            };
-            machine.seed_condition(kind, condition);
-        }
-    }
-}
-
-/// A container of a shim's state, for the machine.
-pub(super) fn shim_container(state: &trellis_shim_protocol::ContainerState, message: String) -> Option<ShimContainer> {
-    let (name, attempt) = shim::labels(state)?;
-    if state.phase == Phase::Created {
-        return None;
-    }
-    Some(ShimContainer {
-        name,
-        attempt,
-        id: state.id.clone(),
-        started: state.started_at.map(shim::wall),
-        exit: state.exit.as_ref().map(|e| shim::exit(e, state.started_at, message)),
-    })
-}
-
-/// Used by [`steps::sandbox::report`].
-pub(super) type Report = ShimReport;
 
 /// The two clocks of this process.
 #[derive(Clone, Copy, Debug)]
