@@ -6,6 +6,7 @@
 //! [`STALE_START_AFTER`]), and nothing is removed. After it, Pods that are not in it are ended,
 //! and what belongs to no Pod (shims, folders, netd's attachments) is cleaned up.
 use super::{
+    backoff::Backoff,
     persist::{self, Kept, PodDir},
     steps::{Context, sandbox},
     worker::{Mailbox, Message, Worker},
@@ -263,25 +264,73 @@ async fn remove_orphans(ctx: Arc<Context>, keep: BTreeSet<String>) {
     let mut all: BTreeSet<String> = names(ctx.run_dir.join("shims")).into_iter().collect();
     all.extend(persist::known_uids(&ctx.data_dir));
     all.extend(names(ctx.run_dir.join("agent").join("volumes")));
-    for uid in all.into_iter().filter(|uid| !keep.contains(uid)) {
-        // One that was bound here in the meantime has a worker, and is in the registry.
-        if ctx.registry.get(&uid).is_some() {
-            continue;
+    all.retain(|uid| !keep.contains(uid));
+    until_done(all, |uid| remove_orphan(Arc::clone(&ctx), uid)).await;
+}
+
+/// Does what is to be done for each; again, after a growing wait, where it failed.
+async fn until_done<F: Future<Output = bool>>(mut left: BTreeSet<String>, remove: impl Fn(String) -> F) {
+    let mut pause = Backoff::step();
+    loop {
+        let mut failed = BTreeSet::new();
+        for uid in left {
+            if !remove(uid.clone()).await {
+                failed.insert(uid);
+            }
         }
-        tracing::info!(uid, "removing what belongs to no Pod");
-        if let Err(error) = sandbox::remove(&ctx, &uid).await {
-            tracing::warn!(uid, %error, "cannot remove a stale sandbox");
-            continue;
+        if failed.is_empty() {
+            return;
         }
-        let dir = PodDir::new(&ctx.data_dir, &uid);
-        let memory = volume::memory_dir(&ctx.run_dir, &uid);
-        let removed = tokio::task::spawn_blocking(move || {
-            volume::local::remove(&dir.volumes())?;
-            volume::local::remove(&memory)?;
-            volume::local::remove(dir.path())
-        });
-        if let Ok(Err(error)) = removed.await {
-            tracing::warn!(uid, %error, "cannot remove a stale Pod folder");
+        left = failed;
+        tokio::time::sleep(pause.advance()).await;
+    }
+}
+
+/// True when nothing is left of it.
+async fn remove_orphan(ctx: Arc<Context>, uid: String) -> bool {
+    // One that was bound here in the meantime has a worker, and is in the registry.
+    if ctx.registry.get(&uid).is_some() {
+        return true;
+    }
+    tracing::info!(uid, "removing what belongs to no Pod");
+    if let Err(error) = sandbox::remove(&ctx, &uid).await {
+        tracing::warn!(uid, %error, "cannot remove a stale sandbox, will be tried again");
+        return false;
+    }
+    let dir = PodDir::new(&ctx.data_dir, &uid);
+    let memory = volume::memory_dir(&ctx.run_dir, &uid);
+    let removed = tokio::task::spawn_blocking(move || {
+        volume::local::remove(&dir.volumes())?;
+        volume::local::remove(&memory)?;
+        volume::local::remove(dir.path())
+    });
+    match removed.await {
+        Ok(Err(error)) => {
+            tracing::warn!(uid, %error, "cannot remove a stale Pod folder, will be tried again");
+            false
         }
+        // Err: the agent is ending.
+        Ok(Ok(())) | Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn what_could_not_be_removed_is_tried_again_and_nothing_else() {
+        let tried = Mutex::new(Vec::new());
+        let all = ["a", "b", "c"].map(str::to_owned).into_iter().collect();
+        let remove = |uid: String| {
+            let mut tried = tried.lock().unwrap();
+            tried.push(uid.clone());
+            let times = tried.iter().filter(|t| **t == uid).count();
+            std::future::ready(uid == "a" || times == 3)
+        };
+        until_done(all, remove).await;
+        assert_eq!(*tried.lock().unwrap(), ["a", "b", "c", "b", "c", "b", "c"]);
     }
 }
