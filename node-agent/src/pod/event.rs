@@ -128,6 +128,13 @@ pub enum Event {
         /// What is wrong, for people.
         message: String,
     },
+    /// The preStop hook is over, and the stop signal sent.
+    Asked {
+        /// Container.
+        container: String,
+        /// Which start of it.
+        attempt: u32,
+    },
     /// SIGKILL could not be sent; it is tried again.
     KillFailed {
         /// Container.

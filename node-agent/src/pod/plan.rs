@@ -42,6 +42,8 @@ pub struct ContainerPlan {
     pub readiness_probe: bool,
     /// Has a liveness probe.
     pub liveness_probe: bool,
+    /// Has a preStop hook.
+    pub pre_stop: bool,
 }
 
 /// A Pod as the machine sees it.
@@ -114,5 +116,6 @@ fn container(c: &Container, role: Role) -> ContainerPlan {
         startup_probe: probed && c.startup_probe.is_some(),
         readiness_probe: probed && c.readiness_probe.is_some(),
         liveness_probe: probed && c.liveness_probe.is_some(),
+        pre_stop: c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()),
     }
 }

@@ -140,7 +140,7 @@ impl Machine {
                     e.step = Step::new();
                 }
                 for s in self.containers.iter_mut().filter_map(|c| c.stopping.as_mut()) {
-                    s.kill_at = s.kill_at.min(kill_at);
+                    s.hasten(kill_at, grace.is_zero());
                 }
             }
         }
@@ -274,7 +274,7 @@ impl Machine {
                 continue;
             }
             match &mut c.stopping {
-                Some(s) => s.kill_at = s.kill_at.min(kill_at),
+                Some(s) => s.hasten(kill_at, false),
                 None => {
                     let name = c.plan.name.clone();
                     stop(c, kill_at, now, out);

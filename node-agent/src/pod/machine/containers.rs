@@ -71,6 +71,13 @@ impl Machine {
             Event::Exited { container, attempt, id, exit } => {
                 self.exited(&container, attempt, &id, exit, None, now, out);
             }
+            Event::Asked { container, attempt } => {
+                if let Some(c) = self.find(&container).filter(|c| c.is_current(attempt))
+                    && let Some(stopping) = &mut c.stopping
+                {
+                    stopping.asked(now);
+                }
+            }
             Event::KillFailed { container, attempt, message } => {
                 if let Some(c) = self.find(&container).filter(|c| c.is_current(attempt) && c.alive())
                     && let Some(stopping) = &mut c.stopping

@@ -205,7 +205,7 @@ impl Machine {
 /// Asks a running container to stop, with SIGKILL due at `kill_at`.
 pub(crate) fn stop(c: &mut Record, kill_at: Duration, now: Now, out: &mut Vec<Effect>) {
     use super::event::StopKind;
-    c.stopping = Some(Stopping::until(kill_at));
+    c.stopping = Some(Stopping::until(kill_at, c.plan.pre_stop && kill_at > now.mono));
     // It has its verdict; what it says while it goes is of no interest.
     out.push(Effect::StopProbes { container: c.plan.name.clone() });
     out.push(Effect::Stop {

@@ -100,10 +100,17 @@ pub enum State {
     Ended(Ended),
 }
 
-/// SIGTERM was sent; SIGKILL follows.
+/// From the signal to SIGKILL at least, after a preStop hook (Kubernetes:
+/// `minimumGracePeriodInSeconds`, 2 s).
+const AFTER_HOOK: Duration = Duration::from_secs(2);
+
+/// SIGTERM was sent, or is when the preStop hook is over; SIGKILL follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stopping {
-    pub(super) kill_at: Duration,
+    kill_at: Duration,
+    /// SIGKILL is not sent before: a program whose preStop hook took all the time gets its signal,
+    /// and a moment to act on it.
+    not_before: Duration,
     pub(super) killed: bool,
     /// A SIGKILL that could not be sent is tried again then; hastening the ending does not move it.
     retry_at: Duration,
@@ -111,13 +118,33 @@ pub(crate) struct Stopping {
 }
 
 impl Stopping {
-    pub(super) fn until(kill_at: Duration) -> Self {
-        Self { kill_at, killed: false, retry_at: Duration::ZERO, backoff: Backoff::step() }
+    /// With a hook, which is cut off at `kill_at`, before the signal.
+    pub(super) fn until(kill_at: Duration, hook: bool) -> Self {
+        let not_before = if hook { kill_at + AFTER_HOOK } else { Duration::ZERO };
+        Self { kill_at, not_before, killed: false, retry_at: Duration::ZERO, backoff: Backoff::step() }
     }
 
     /// When SIGKILL is to be sent; `None` when it is on its way.
     pub(super) fn kill_due(&self) -> Option<Duration> {
-        (!self.killed).then(|| self.kill_at.max(self.retry_at))
+        (!self.killed).then(|| self.kill_at.max(self.not_before).max(self.retry_at))
+    }
+
+    /// The hook is over, the signal sent.
+    pub(super) fn asked(&mut self, now: Now) {
+        if !self.not_before.is_zero() {
+            self.not_before = now.mono + AFTER_HOOK;
+        }
+    }
+
+    /// Less time than before, never more; `at_once` leaves none.
+    pub(super) fn hasten(&mut self, kill_at: Duration, at_once: bool) {
+        if kill_at < self.kill_at {
+            self.kill_at = kill_at;
+            self.not_before = self.not_before.min(kill_at + AFTER_HOOK);
+        }
+        if at_once {
+            self.not_before = Duration::ZERO;
+        }
     }
 
     pub(super) fn kill_failed(&mut self, now: Now) {

@@ -26,6 +26,7 @@ pub(super) fn plan(restart: RestartPolicy, containers: &[(&str, Role)]) -> PodPl
                 startup_probe: false,
                 readiness_probe: false,
                 liveness_probe: false,
+                pre_stop: false,
             })
             .collect(),
     }
@@ -786,6 +787,34 @@ fn a_kill_that_could_not_be_sent_is_sent_again_after_a_growing_wait() {
     assert_eq!(acts(m.on_event(exited("a", 0, 137, 7.2), at(7.2))), [Effect::DetachNetwork]);
     // A word about a run that is over changes nothing.
     assert_eq!(acts(m.on_event(failed(), at(7.3))), []);
+}
+
+#[test]
+fn a_hook_that_takes_all_the_time_leaves_two_seconds_for_the_signal() {
+    let kill = || [Effect::Stop { container: "a".into(), attempt: 0, kind: StopKind::Kill }];
+    let asked = || Event::Asked { container: "a".into(), attempt: 0 };
+    let delete = |grace| Event::Delete { grace: Duration::from_secs(grace) };
+    let hooked = || {
+        let mut m = running(RestartPolicy::Always);
+        m.containers[0].plan.pre_stop = true;
+        assert_eq!(acts(m.on_event(delete(30), at(1.0))), [ask("a", 0, 30)]);
+        m
+    };
+    let mut m = hooked();
+    assert_eq!(acts(m.on_event(Event::Tick, at(31.0))), [], "the signal is only now being sent");
+    assert_eq!(acts(m.on_event(asked(), at(31.5))), []);
+    assert_eq!(m.next_deadline(), Some(Duration::from_millis(33_500)));
+    assert_eq!(acts(m.on_event(Event::Tick, at(33.5))), kill());
+    // A hook that is over early changes nothing; one that is never heard of delays by as much.
+    let mut m = hooked();
+    m.on_event(asked(), at(5.0));
+    assert_eq!(acts(m.on_event(Event::Tick, at(31.0))), kill());
+    assert_eq!(acts(hooked().on_event(Event::Tick, at(33.0))), kill());
+    // Hastened, it has as much less; at once is at once.
+    let mut m = hooked();
+    m.on_event(delete(5), at(2.0));
+    assert_eq!(m.next_deadline(), Some(Duration::from_secs(9)));
+    assert_eq!(acts(m.on_event(delete(0), at(3.0))), kill());
 }
 
 #[test]

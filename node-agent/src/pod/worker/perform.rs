@@ -190,10 +190,14 @@ impl Worker {
         let tx = self.tx.clone();
         self.tasks.spawn(async move {
             let stopped = steps::container::stop(&snapshot, &spec, id, signal, kind).await;
-            // One that was asked in vain is killed when its time is over.
-            if let (Err(message), StopKind::Kill) = (stopped, kind) {
-                drop(tx.send(Message::Event(Event::KillFailed { container: spec.name, attempt, message })).await);
-            }
+            let container = spec.name;
+            let event = match (kind, stopped) {
+                // One that was asked in vain is killed when its time is over.
+                (StopKind::Ask { .. }, _) => Event::Asked { container, attempt },
+                (StopKind::Kill, Err(message)) => Event::KillFailed { container, attempt, message },
+                (StopKind::Kill, Ok(())) => return,
+            };
+            drop(tx.send(Message::Event(event)).await);
         });
     }
 
