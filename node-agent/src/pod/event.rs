@@ -243,10 +243,13 @@ pub enum Effect {
         /// Which probe.
         kind: ProbeKind,
     },
-    /// End all probes of a container.
+    /// End the probes of a container.
     StopProbes {
         /// Container.
         container: String,
+        /// Readiness too. While a container is only asked to stop it goes on: traffic is to leave it
+        /// when it says so.
+        readiness: bool,
     },
     /// Tell netd that the Pod goes.
     DetachNetwork,

@@ -163,7 +163,7 @@ impl Machine {
         for c in &mut self.containers {
             let State::Running { since } = c.state else { continue };
             let id = std::mem::take(&mut c.id);
-            out.push(Effect::StopProbes { container: c.plan.name.clone() });
+            out.push(Effect::StopProbes { container: c.plan.name.clone(), readiness: true });
             c.state = State::Ended(unknown_end(id, Some(since), now.wall));
             c.stopping = None;
             c.started = false;

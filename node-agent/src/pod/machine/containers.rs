@@ -163,7 +163,7 @@ impl Machine {
         let Some(c) = self.find(container).filter(|c| c.is_current(attempt) && c.alive()) else {
             return;
         };
-        out.push(Effect::StopProbes { container: container.to_owned() });
+        out.push(Effect::StopProbes { container: container.to_owned(), readiness: true });
         let reason = match reason {
             Some(r) => r,
             None if exit.oom_killed => "OOMKilled",

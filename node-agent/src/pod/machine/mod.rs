@@ -206,8 +206,8 @@ impl Machine {
 pub(crate) fn stop(c: &mut Record, kill_at: Duration, now: Now, out: &mut Vec<Effect>) {
     use super::event::StopKind;
     c.stopping = Some(Stopping::until(kill_at, c.plan.pre_stop && kill_at > now.mono));
-    // It has its verdict; what it says while it goes is of no interest.
-    out.push(Effect::StopProbes { container: c.plan.name.clone() });
+    // It has its verdict; whether it is alive while it goes is of no interest.
+    out.push(Effect::StopProbes { container: c.plan.name.clone(), readiness: false });
     out.push(Effect::Stop {
         container: c.plan.name.clone(),
         attempt: c.attempt(),

@@ -406,6 +406,31 @@ fn probes_gate_readiness_and_kill() {
 }
 
 #[test]
+fn readiness_is_asked_for_until_the_container_has_ended() {
+    let mut p = plan(RestartPolicy::Always, &[("a", Role::Main)]);
+    p.containers[0].readiness_probe = true;
+    p.containers[0].liveness_probe = true;
+    let (mut m, _) = up(p);
+    m.on_event(ready("a"), at(0.0));
+    m.on_event(started("a", 0, 0.0), at(0.0));
+    let verdict = |healthy| Event::Probe {
+        container: "a".into(),
+        attempt: 0,
+        kind: ProbeKind::Readiness,
+        healthy,
+        message: "m".into(),
+    };
+    m.on_event(verdict(true), at(1.0));
+    let stops = |readiness| Effect::StopProbes { container: "a".into(), readiness };
+    let effects = m.on_event(Event::Delete { grace: Duration::from_secs(30) }, at(2.0));
+    assert!(effects.contains(&stops(false)) && !effects.contains(&stops(true)), "{effects:?}");
+    assert!(m.conditions["Ready"].status);
+    m.on_event(verdict(false), at(3.0));
+    assert!(!m.conditions["Ready"].status, "it says so while it goes");
+    assert!(m.on_event(exited("a", 0, 0, 4.0), at(4.0)).contains(&stops(true)));
+}
+
+#[test]
 fn what_a_probe_ends_is_a_failure_whatever_its_code() {
     let sick = |policy| {
         let mut p = plan(policy, &[("a", Role::Main)]);

@@ -5,7 +5,7 @@ mod adopt;
 mod perform;
 
 use super::{
-    event::{Event, Now},
+    event::{Event, Now, ProbeKind},
     keeper::Keeper,
     machine::{Machine, State},
     persist::PodDir,
@@ -67,7 +67,7 @@ pub struct Worker {
     tx: Mailbox,
     rx: mpsc::Receiver<Message>,
     tasks: JoinSet<()>,
-    probes: HashMap<String, Vec<AbortHandle>>,
+    probes: HashMap<String, Vec<(ProbeKind, AbortHandle)>>,
     events: Option<AbortHandle>,
     refresher: Option<AbortHandle>,
     images: HashMap<String, Arc<Image>>,

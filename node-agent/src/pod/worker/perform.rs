@@ -29,8 +29,14 @@ impl Worker {
             }
             Effect::Stop { container, attempt, kind } => self.stop(&container, attempt, kind),
             Effect::StartProbe { container, attempt, kind } => self.start_probe(&container, attempt, kind),
-            Effect::StopProbes { container } => {
-                self.probes.remove(&container).into_iter().flatten().for_each(|p| p.abort());
+            Effect::StopProbes { container, readiness } => {
+                self.probes.entry(container).or_default().retain(|(kind, task)| {
+                    let stays = *kind == ProbeKind::Readiness && !readiness;
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
             }
             Effect::DetachNetwork => self.detach(),
             Effect::Cleanup { keep_logs } => self.cleanup(keep_logs),
@@ -219,7 +225,7 @@ impl Worker {
         };
         let snapshot = self.snapshot();
         let task = self.tasks.spawn(probe::run(snapshot, spec, run, kind));
-        self.probes.entry(container.to_owned()).or_default().push(task);
+        self.probes.entry(container.to_owned()).or_default().push((kind, task));
     }
 
     /// A Pod that is over must not run once more because a power cut took the word of its end.
