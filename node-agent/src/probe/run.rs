@@ -1,25 +1,22 @@
 //! One try of a probe over the network. Nodes reach Pods, so the Pod's address is asked straight
 //! from here. (exec probes go through the shim, see `runtime::exec`.)
+use super::http::{self, HttpTry};
 use k8s_openapi::{
     api::core::v1::{Container, GRPCAction, HTTPGetAction, Probe, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, client::danger as verify, pki_types as pki};
-use std::{sync::Arc, time::Duration};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use std::time::Duration;
+use tokio::net::TcpStream;
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-/// How much of an answer is read: the status line and enough to say what is wrong (kubelet: 10 KiB).
-const ANSWER_LIMIT: usize = 10 * 1024;
+/// How much of an answer is read.
+const ANSWER_LIMIT: usize = http::ANSWER_LIMIT;
 
 /// What a try is made of.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// GET, any status from 200 to 399 is healthy.
+    /// GET, any status from 200 to 399 is healthy, after redirects to the same host.
     Http(HttpTry),
     /// A connection that opens is healthy.
     Tcp {
@@ -37,16 +34,6 @@ pub enum Action {
     },
     /// A command in the container that exits 0 is healthy.
     Exec(Vec<String>),
-}
-
-/// A GET.
-#[derive(Clone, Debug)]
-pub struct HttpTry {
-    host: String,
-    port: u16,
-    path: String,
-    tls: bool,
-    headers: Vec<(String, String)>,
 }
 
 /// Reads a probe's action; `Err` says what is wrong with it.
@@ -93,14 +80,17 @@ fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, String
         .ok_or_else(|| format!("port {port:?} is neither a number nor a port name of the container"))
 }
 
+/// Healthy; with a text, people are to be warned.
+pub type Healthy = Option<String>;
+
 /// Tries over the network; `Err` says why it is unhealthy.
-pub async fn network(action: &Action, pod_ip: &str, timeout: Duration) -> Result<(), String> {
+pub async fn network(action: &Action, pod_ip: &str, timeout: Duration) -> Result<Healthy, String> {
     let run = async {
         match action {
-            Action::Http(get) => http(get, pod_ip).await,
-            Action::Tcp { host, port } => connect(host, pod_ip, *port).await.map(drop),
-            Action::Grpc { port, service } => grpc(pod_ip, *port, service).await,
-            Action::Exec(_) => Ok(()),
+            Action::Http(get) => http::get(get, pod_ip).await,
+            Action::Tcp { host, port } => connect(host, pod_ip, *port).await.map(|_| None),
+            Action::Grpc { port, service } => grpc(pod_ip, *port, service).await.map(|()| None),
+            Action::Exec(_) => Ok(None),
         }
     };
     tokio::time::timeout(timeout, run)
@@ -108,21 +98,9 @@ pub async fn network(action: &Action, pod_ip: &str, timeout: Duration) -> Result
         .unwrap_or_else(|_| Err(format!("no answer within {} s", timeout.as_secs())))
 }
 
-async fn connect(host: &str, pod_ip: &str, port: u16) -> Result<TcpStream, String> {
+pub(super) async fn connect(host: &str, pod_ip: &str, port: u16) -> Result<TcpStream, String> {
     let host = if host.is_empty() { pod_ip } else { host };
     TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: {e}"))
-}
-
-async fn http(get: &HttpTry, pod_ip: &str) -> Result<(), String> {
-    let stream = connect(&get.host, pod_ip, get.port).await?;
-    if !get.tls {
-        return exchange(get, pod_ip, stream).await;
-    }
-    let name = pki::ServerName::try_from(if get.host.is_empty() { pod_ip } else { &get.host }.to_owned())
-        .map_err(|e| e.to_string())?;
-    let connector = tokio_rustls::TlsConnector::from(unverified());
-    let stream = connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
-    exchange(get, pod_ip, stream).await
 }
 
 /// grpc.health.v1 (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), in clear text
@@ -153,105 +131,11 @@ fn sources(error: &dyn std::error::Error) -> String {
     deepest.to_string()
 }
 
-async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(get: &HttpTry, pod_ip: &str, mut s: S) -> Result<(), String> {
-    let has = |name: &str| get.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
-    let mut text = format!("GET {} HTTP/1.1\r\nConnection: close\r\n", get.path);
-    if !has("Host") {
-        let host = if get.host.is_empty() { pod_ip } else { &get.host };
-        text += &format!("Host: {host}:{}\r\n", get.port);
-    }
-    if !has("User-Agent") {
-        text += concat!("User-Agent: trellis-probe/", env!("CARGO_PKG_VERSION"), "\r\n");
-    }
-    if !has("Accept") {
-        text += "Accept: */*\r\n";
-    }
-    for (name, value) in &get.headers {
-        text += &format!("{name}: {value}\r\n");
-    }
-    text += "\r\n";
-    s.write_all(text.as_bytes()).await.map_err(|e| format!("write: {e}"))?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 1024];
-    while answer.len() < ANSWER_LIMIT {
-        match s.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(n) => answer.extend_from_slice(&buffer[..n]),
-            // A server that resets after its answer has answered.
-            Err(_) if status_code(&answer).is_some() => break,
-            Err(e) => return Err(format!("read: {e}")),
-        }
-        if status_code(&answer).is_some_and(|c| (200..400).contains(&c)) {
-            return Ok(());
-        }
-    }
-    match status_code(&answer) {
-        Some(code) if (200..400).contains(&code) => Ok(()),
-        Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
-        None => Err("the answer is not HTTP".into()),
-    }
-}
-
-fn status_code(answer: &[u8]) -> Option<u16> {
-    let end = answer.iter().position(|b| *b == b'\n')?;
-    let line = std::str::from_utf8(&answer[..end]).ok()?;
-    let mut words = line.split_ascii_whitespace();
-    words.next().filter(|w| w.starts_with("HTTP/"))?;
-    words.next()?.parse().ok()
-}
-
-/// Kubernetes does not verify a probe's certificate: it asks whether the app answers, not who it is.
-fn unverified() -> Arc<ClientConfig> {
-    Arc::new(
-        ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-            .with_no_client_auth(),
-    )
-}
-
-#[derive(Debug)]
-struct AnyCertificate;
-
-impl verify::ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &pki::CertificateDer<'_>,
-        _: &[pki::CertificateDer<'_>],
-        _: &pki::ServerName<'_>,
-        _: &[u8],
-        _: pki::UnixTime,
-    ) -> Result<verify::ServerCertVerified, rustls::Error> {
-        Ok(verify::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &pki::CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<verify::HandshakeSignatureValid, rustls::Error> {
-        Ok(verify::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &pki::CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<verify::HandshakeSignatureValid, rustls::Error> {
-        Ok(verify::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn answering(text: &'static str) -> u16 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -264,23 +148,6 @@ mod tests {
             }
         });
         port
-    }
-
-    fn http_action(port: u16) -> Action {
-        let get = HTTPGetAction { port: IntOrString::Int(i32::from(port)), ..Default::default() };
-        action(&Probe { http_get: Some(get), ..Default::default() }, &Container::default()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn statuses_from_200_to_399_are_healthy() {
-        let limit = Duration::from_secs(5);
-        let port = answering("HTTP/1.1 302 Found\r\n\r\n").await;
-        assert_eq!(network(&http_action(port), "127.0.0.1", limit).await, Ok(()));
-        let port = answering("HTTP/1.1 503 Busy\r\n\r\n").await;
-        let error = network(&http_action(port), "127.0.0.1", limit).await.unwrap_err();
-        assert_eq!(error, "HTTP probe failed with statuscode: 503");
-        let port = answering("SSH-2.0\r\n").await;
-        assert!(network(&http_action(port), "127.0.0.1", limit).await.is_err());
     }
 
     #[tokio::test]
@@ -298,8 +165,8 @@ mod tests {
             let action = action(&Probe { grpc: Some(grpc), ..Default::default() }, &Container::default()).unwrap();
             async move { network(&action, "127.0.0.1", limit).await }
         };
-        assert_eq!(ask("good", port).await, Ok(()));
-        assert_eq!(ask("", port).await, Ok(()), "the server as a whole");
+        assert_eq!(ask("good", port).await, Ok(None));
+        assert_eq!(ask("", port).await, Ok(None), "the server as a whole");
         assert_eq!(ask("bad", port).await.unwrap_err(), "service unhealthy (responded with \"NOT_SERVING\")");
         assert!(ask("none", port).await.unwrap_err().contains("health rpc probe failed"));
         let other = answering("HTTP/1.1 200 OK\r\n\r\n").await;

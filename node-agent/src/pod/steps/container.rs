@@ -244,7 +244,7 @@ async fn run_hook(
         tcp_socket: hook.tcp_socket.clone(),
         ..Default::default()
     };
-    try_action(&step.shim, id, &probe::action(&as_probe, c)?, &step.pod_ips(), limit).await
+    try_action(&step.shim, id, &probe::action(&as_probe, c)?, &step.pod_ips(), limit).await.map(drop)
 }
 
 /// One try of a probe's or hook's action; `Err` says why it failed.
@@ -254,13 +254,13 @@ pub async fn try_action(
     action: &probe::Action,
     ips: &[String],
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<probe::Healthy, String> {
     let probe::Action::Exec(argv) = action else {
         let ip = ips.first().map(String::as_str).unwrap_or("127.0.0.1");
         return probe::network(action, ip, limit).await;
     };
     match exec::run(shim, id, argv.clone(), limit).await {
-        Ok(exec::Outcome::Exited(0, _)) => Ok(()),
+        Ok(exec::Outcome::Exited(0, _)) => Ok(None),
         Ok(exec::Outcome::Exited(code, output)) => Err(format!("command exited with {code}: {output}")),
         Ok(exec::Outcome::TimedOut) => Err(format!("command timed out after {} s", limit.as_secs())),
         Err(error) => Err(error.to_string()),

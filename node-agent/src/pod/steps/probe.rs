@@ -45,10 +45,14 @@ pub async fn run(step: Step, c: Container, run: Run, kind: ProbeKind) {
             Ok(action) => container::try_action(&step.shim, &id, &action, &step.pod_ips(), timeout).await,
             Err(why) => Err(why),
         };
-        if let Err(why) = &tried
-            && !machine.is_eager()
-        {
-            step.note(true, "Unhealthy", format!("{} probe failed: {why}", kind.word()), Some(&c.name));
+        match &tried {
+            Err(why) if !machine.is_eager() => {
+                step.note(true, "Unhealthy", format!("{} probe failed: {why}", kind.word()), Some(&c.name));
+            }
+            Ok(Some(warning)) => {
+                step.note(true, "ProbeWarning", format!("{} probe warning: {warning}", kind.word()), Some(&c.name));
+            }
+            _ => {}
         }
         let Some(healthy) = machine.on_result(tried.is_ok(), began) else { continue };
         let message = tried.err().unwrap_or_default();
