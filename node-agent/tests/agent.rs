@@ -2,25 +2,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 mod common;
 
-use common::{IMAGE, Node, USR1_IMAGE, control_plane::key};
+use common::{IMAGE, Node, container, control_plane::key, gone, kill, running};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use trellis_proto::api::{
     ExecInput, ExecStart, LogsRequest, exec_input::Input, exec_output::Output, pods_client::PodsClient,
 };
-
-fn container(name: &str, script: &str) -> Value {
-    json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sh", "-c", script]})
-}
-
-fn running(pod: &Value) -> bool {
-    let ready = pod["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True");
-    pod["status"]["phase"] == "Running" && ready
-}
 
 async fn logs(node: &Node, pod: &str, change: impl Fn(&mut LogsRequest)) -> String {
     let mut request = LogsRequest { namespace: "default".into(), pod: pod.into(), ..LogsRequest::default() };
@@ -57,19 +44,6 @@ async fn exec(node: &Node, pod: &str, command: &[&str], stdin: Option<&str>, tty
         }
     }
     (code, String::from_utf8(text).unwrap())
-}
-
-fn kill(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
-async fn gone(node: &Node, pod: &str, uid: &str) {
-    node.api.until(pod, "gone", Value::is_null).await;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !node.traces(uid).is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", node.traces(uid));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,101 +155,6 @@ async fn a_container_that_waited_for_its_configuration_can_be_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_agent_misses_no_exit_code_and_disturbs_nothing() {
-    let Some(mut node) = Node::start("killed").await else { return };
-    node.import_busybox().await;
-    let uid = node.api.bind("on", json!({"restartPolicy": "Never", "containers": [
-        container("stays", "while :; do echo tick; sleep 0.1; done"), container("ends", "sleep 1.5; echo bye; exit 42")]}));
-    let mut calm = container("a", "exec sleep 600");
-    calm["readinessProbe"] = json!({"exec": {"command": ["true"]}, "initialDelaySeconds": 2, "periodSeconds": 600});
-    let calm_uid = node.api.bind("calm", json!({"containers": [calm]}));
-    let mut usr1 = container("a", "trap 'exit 0' USR1; while :; do sleep 0.1; done");
-    usr1["image"] = json!(USR1_IMAGE);
-    let usr1_uid = node.api.bind("usr1", json!({"containers": [usr1]}));
-    node.api.until("usr1", "running", running).await;
-    let before = node.api.until("on", "running", running).await;
-    node.api.until("calm", "running", running).await;
-    let calm_before = node.api.history("calm").len();
-    node.kill_agent();
-    // As if netd had not acknowledged it: what follows is seen to be over.
-    node.netd.pods.lock().unwrap().get_mut(&calm_uid).unwrap().1 = false;
-    // It ends while nobody looks: seen by its log's end, not by the agent.
-    let log = node.data().join("pods").join(&uid).join("logs/ends/0.log");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !std::fs::read_to_string(&log).unwrap_or_default().contains("bye") {
-        assert!(Instant::now() < deadline, "it never ended");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    node.start_agent();
-    let after = node
-        .api
-        .until("on", "aware of the exit", |p| {
-            p["status"]["containerStatuses"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|c| c["state"]["terminated"]["exitCode"] == 42)
-        })
-        .await;
-    let id = |pod: &Value, name: &str| {
-        let all = pod["status"]["containerStatuses"].as_array().unwrap().clone();
-        all.into_iter().find(|c| c["name"] == name).unwrap()["containerID"].clone()
-    };
-    assert_eq!(id(&before, "stays"), id(&after, "stays"));
-    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
-    node.api.until("calm", "attached again", |_| node.netd.pods.lock().unwrap()[&calm_uid].1).await;
-    for state in &node.api.history("calm")[calm_before - 1..] {
-        assert!(running(state), "it was not ready for a while: {:#}", state["status"]);
-    }
-    node.kill_agent();
-    node.api.remove(&key("Pod", "on"));
-    node.start_agent();
-    gone(&node, "on", &uid).await;
-    node.api.terminate("calm", 0);
-    gone(&node, "calm", &calm_uid).await;
-    // Its image's signal is known to an agent that did not start it: SIGTERM would be in vain for longer
-    // than is waited here.
-    node.api.terminate("usr1", 600);
-    gone(&node, "usr1", &usr1_uid).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_exit_that_only_a_dead_shim_had_seen_is_told() {
-    let Some(mut node) = Node::start("lastwords").await else { return };
-    node.import_busybox().await;
-    let script = "while [ ! -e /go/now ]; do sleep 0.05; done; echo last words > /dev/termination-log; exit 42";
-    let mut ends = container("ends", script);
-    ends["volumeMounts"] = json!([{"name": "go", "mountPath": "/go"}]);
-    let uid = node.api.bind(
-        "alone",
-        json!({"restartPolicy": "Never", "containers": [ends, container("stays", "exec sleep 600")],
-            "volumes": [{"name": "go", "emptyDir": {}}]}),
-    );
-    node.api.until("alone", "running", running).await;
-    let shim = node.shim_pid(&uid);
-    node.kill_agent();
-    std::fs::write(node.data().join("pods").join(&uid).join("volumes/go/now"), "").unwrap();
-    let state = node.run().join("shims").join(&uid).join("state.json");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !std::fs::read_to_string(&state).unwrap().contains("\"code\":42") {
-        assert!(Instant::now() < deadline, "the shim has not written it down");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    kill(shim);
-    node.start_agent();
-    let pod = node.api.until("alone", "failed", |p| p["status"]["phase"] == "Failed").await;
-    let ended = |name: &str| {
-        let all = pod["status"]["containerStatuses"].as_array().unwrap().clone();
-        all.into_iter().find(|c| c["name"] == name).unwrap()["state"]["terminated"].clone()
-    };
-    assert_eq!((&ended("ends")["exitCode"], &ended("ends")["message"]), (&json!(42), &json!("last words\n")));
-    assert!(ended("ends")["containerID"].is_string() && ended("ends")["startedAt"].is_string(), "{pod:#}");
-    assert_eq!(ended("stays")["reason"], "ContainerStatusUnknown");
-    node.api.terminate("alone", 0);
-    gone(&node, "alone", &uid).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
     let Some(node) = Node::start("crash").await else { return };
     node.import_busybox().await;
@@ -351,4 +230,40 @@ async fn the_node_is_registered_and_a_lost_shim_is_replaced() {
     }
     node.api.terminate("phoenix", 0);
     gone(&node, "phoenix", &uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hooks_readiness_on_the_way_out_and_host_paths() {
+    let Some(node) = Node::start("figures").await else { return };
+    node.import_busybox().await;
+    let host = node.dir.path().join("host");
+    let script = "trap 'echo term >> /host/said; : > /host/draining; while [ ! -e /host/go ]; do sleep 0.05; done; exit 0' TERM; \
+        cat /host/given > /host/taken; while :; do sleep 0.05; done";
+    let mut c = container("a", script);
+    c["resources"] = json!({"limits": {"cpu": "250m", "memory": "64Mi"}});
+    c["volumeMounts"] = json!([{"name": "host", "mountPath": "/host"}]);
+    let say = |word: &str| json!({"exec": {"command": ["sh", "-c", format!("echo {word} >> /host/said")]}});
+    c["lifecycle"] = json!({"postStart": say("post"), "preStop": say("pre")});
+    c["readinessProbe"] = json!({"exec": {"command": ["test", "!", "-e", "/host/draining"]},
+        "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10});
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("given"), "from the host").unwrap();
+    let volume = json!({"name": "host", "hostPath": {"path": host, "type": "Directory"}});
+    let uid = node.api.bind("figures", json!({"containers": [c], "volumes": [volume]}));
+    node.api.until("figures", "running", running).await;
+    let read = |name: &str| std::fs::read_to_string(host.join(name)).unwrap_or_default();
+    node.api.until("figures", "done with its hook", |_| read("said") == "post\n" && !read("taken").is_empty()).await;
+    assert_eq!(read("taken"), "from the host");
+    let figures = |names: &[&str]| node.cgroup_figures(&uid, "a", names);
+    assert_eq!(figures(&["pids.max"]), "16384");
+    assert_eq!(figures(&["cpu.max", "cpu.cfs_quota_us"]).split(' ').next(), Some("25000"));
+    assert_eq!(figures(&["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
+    node.api.terminate("figures", 600);
+    node.api
+        .until("figures", "not ready while it goes", |p| !running(p) && p["metadata"]["deletionTimestamp"].is_string())
+        .await;
+    assert_eq!(read("said"), "post\npre\nterm\n", "each hook once, before the signal");
+    std::fs::write(host.join("go"), "").unwrap();
+    gone(&node, "figures", &uid).await;
+    assert_eq!((read("said"), read("given")), ("post\npre\nterm\n".to_owned(), "from the host".to_owned()));
 }

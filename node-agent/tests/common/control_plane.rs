@@ -113,11 +113,17 @@ impl FakeControlPlane {
 
     /// What `trellis delete` does.
     pub fn terminate(&self, name: &str, grace: i64) {
+        assert!(self.try_terminate(name, grace), "pod {name} is not there");
+    }
+
+    /// False where the Pod is gone already.
+    pub fn try_terminate(&self, name: &str, grace: i64) -> bool {
         let key = key("Pod", name);
-        let mut pod = self.get(&key).unwrap();
+        let Some(mut pod) = self.get(&key) else { return false };
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         self.put(&key, pod);
+        true
     }
 
     /// Waits until a Pod is as wanted; fails with what it was last.

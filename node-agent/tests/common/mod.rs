@@ -8,6 +8,7 @@ use control_plane::FakeControlPlane;
 use hyper_util::rt::TokioIo;
 use netd::FakeNetd;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
@@ -25,7 +26,7 @@ use trellis_proto::{
 };
 use trellis_sandbox::{
     Cleanup,
-    cgroup::CgroupRoot,
+    cgroup::{Cgroup, CgroupRoot, Cgroups},
     cleanup, netns,
     spawn::{Namespaces, NsChild, NsCommand, kill_and_wait, namespace},
 };
@@ -117,6 +118,45 @@ impl Node {
         }
     }
 
+    /// Sends SIGTERM and awaits the agent's end.
+    pub fn ask_agent_to_end(&mut self) {
+        use nix::{
+            sys::{
+                signal::{Signal, kill},
+                wait::{WaitPidFlag, WaitStatus, waitpid},
+            },
+            unistd::Pid,
+        };
+        let pid = Pid::from_raw(self.agent.as_ref().unwrap().pid);
+        kill(pid, Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while waitpid(pid, Some(WaitPidFlag::WNOHANG)).unwrap() == WaitStatus::StillAlive {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.agent = None;
+    }
+
+    /// Namespaces that the agent holds by descriptors: of Pods that are handed over, or forgotten.
+    pub fn held_namespaces(&self) -> Vec<String> {
+        let Some(agent) = &self.agent else { return Vec::new() };
+        let fds = fs::read_dir(format!("/proc/{}/fd", agent.pid)).into_iter().flatten().flatten();
+        let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).map(|l| l.display().to_string());
+        let kinds = ["net:[", "ipc:[", "uts:[", "pid:[", "mnt:["];
+        links.filter(|l| kinds.iter().any(|k| l.starts_with(k))).map(|l| format!("the agent holds {l}")).collect()
+    }
+
+    /// The first of these files of a container's cgroup that there is (the versions name them differently).
+    pub fn cgroup_figures(&self, uid: &str, container: &str, names: &[&str]) -> String {
+        let socket = self.run().join("shims").join(uid).join("shim.sock");
+        let state = trellis_shim_protocol::Client::connect(&socket).unwrap().state().unwrap();
+        let found = state.containers.into_iter().find(|c| c.labels["trellis.container"] == container).unwrap();
+        let group = own_cgroup(&found.cgroup_path);
+        let files = group.dirs().flat_map(|d| names.iter().map(move |n| d.join(n)));
+        let text = files.filter_map(|f| fs::read_to_string(f).ok()).next();
+        text.unwrap_or_else(|| panic!("none of {names:?} in {}", found.cgroup_path)).trim().to_owned()
+    }
+
     /// A Pod's shim, while it listens.
     pub fn try_shim_pid(&self, uid: &str) -> Option<i32> {
         let socket = self.run().join("shims").join(uid).join("shim.sock");
@@ -181,11 +221,14 @@ impl Node {
     /// Nothing of a Pod is left on the node.
     pub fn traces(&self, uid: &str) -> Vec<String> {
         let mut found = Vec::new();
-        for path in [self.run().join("shims").join(uid), self.data().join("pods").join(uid)] {
+        let volumes = self.run().join("agent/volumes").join(uid);
+        for path in [self.run().join("shims").join(uid), self.data().join("pods").join(uid), volumes] {
             if path.exists() {
                 found.push(path.display().to_string());
             }
         }
+        let group = own_cgroup(&format!("trellis/pod{uid}"));
+        found.extend(group.dirs().filter(|d| d.exists()).map(|d| d.display().to_string()));
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         found.extend(mounts.lines().filter(|l| l.contains(uid)).map(str::to_owned));
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -199,6 +242,38 @@ impl Node {
         }
         found
     }
+}
+
+pub fn container(name: &str, script: &str) -> Value {
+    json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sh", "-c", script]})
+}
+
+pub fn running(pod: &Value) -> bool {
+    let ready = pod["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
+    pod["status"]["phase"] == "Running" && ready
+}
+
+pub fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// Waits until nothing is left of a Pod.
+pub async fn gone(node: &Node, pod: &str, uid: &str) {
+    node.api.until(pod, "gone", Value::is_null).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !node.traces(uid).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", node.traces(uid));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A group as the agent, which is in this process' own, numbers them.
+fn own_cgroup(path: &str) -> Cgroup {
+    Cgroups::detect(&CgroupRoot::Own).unwrap().group(path)
 }
 
 impl Drop for Node {
