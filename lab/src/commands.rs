@@ -151,20 +151,26 @@ fn bin_dir(options: &Up, exe: &Path, layout: &Layout) -> Result<(PathBuf, Option
 fn down(name: &str, all: bool) -> Result<()> {
     let names = if all { Layout::all()? } else { vec![name.to_owned()] };
     for name in names {
-        match open(&name) {
+        let layout = Layout::of(&name);
+        let was_there = match open(&name) {
             Ok(lab) => {
                 lab.destroy()?;
                 contexts::remove(&contexts::users_file(), &name)?;
-                let left = remains::of(&name)?;
-                if !left.is_empty() {
-                    return Err(Error::Remains { name, left: left.join("; ") });
-                }
-                println!("lab {name} is gone");
+                true
             }
-            // `down` twice is `down`.
-            Err(Error::NoLab { name, path }) => println!("there is no lab {name} in {}", path.display()),
+            Err(Error::NoLab { .. }) => layout.sweep()?,
             Err(e) => return Err(e),
+        };
+        if !was_there {
+            // `down` twice is `down`.
+            println!("there is no lab {name} in {}", layout.root.display());
+            continue;
         }
+        let left = remains::of(&name)?;
+        if !left.is_empty() {
+            return Err(Error::Remains { name, left: left.join("; ") });
+        }
+        println!("lab {name} is gone");
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use crate::{Error, Result, cgroup::CgroupDir, process::Process, topology::Topolo
 /// All labs of this machine; another place may be named in TRELLIS_LAB_DIR.
 const DEFAULT_BASE: &str = "/var/lib/trellis-lab";
 const VERSION: u32 = 1;
+const UNFINISHED: &str = "unfinished";
 
 /// What is written in `lab.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,7 +81,7 @@ impl Layout {
         Self { root: Self::base().join(name), name: name.to_owned() }
     }
 
-    /// Names of the labs that there are.
+    /// Names of the labs that there are, and of those whose making had but begun.
     pub fn all() -> Result<Vec<String>> {
         let base = Self::base();
         let entries = match fs::read_dir(&base) {
@@ -90,7 +91,7 @@ impl Layout {
         };
         let mut names: Vec<_> = entries
             .filter_map(std::result::Result::ok)
-            .filter(|e| e.path().join("lab.json").exists())
+            .filter(|e| ["lab.json", UNFINISHED].iter().any(|name| e.path().join(name).exists()))
             .map(|e| e.file_name().to_string_lossy().into_owned())
             .collect();
         names.sort();
@@ -122,7 +123,11 @@ impl Layout {
     }
 
     fn unfinished(&self) -> PathBuf {
-        self.root.join("unfinished")
+        self.root.join(UNFINISHED)
+    }
+
+    fn part(&self) -> PathBuf {
+        self.root.join("lab.json.part")
     }
 
     /// Notes that this process makes the lab; refuses one that is there.
@@ -155,10 +160,70 @@ impl Layout {
         }
         match Process::load(&self.unfinished()) {
             None => Ok(Made::Half),
-            Some(maker) => Err(Error::Lacking {
-                what: format!("lab {} is being made by process {}", self.name, maker.pid),
-                how: "wait for it".to_owned(),
-            }),
+            Some(maker) => Err(self.being_made_by(maker)),
+        }
+    }
+
+    fn being_made_by(&self, maker: Process) -> Error {
+        Error::Lacking {
+            what: format!("lab {} is being made by process {}", self.name, maker.pid),
+            how: "wait for it".to_owned(),
+        }
+    }
+
+    /// Removes the folder of a lab whose maker was killed before `lab.json` was written, so that nothing else was
+    /// made; false when there is no such folder.
+    pub fn sweep(&self) -> Result<bool> {
+        let is_empty = || fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_none());
+        if self.file().exists() || !(self.unfinished().exists() || is_empty()) {
+            return Ok(false);
+        }
+        if let Some(maker) = Process::load(&self.unfinished()) {
+            return Err(self.being_made_by(maker));
+        }
+        for file in [self.part(), self.unfinished()] {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(format!("remove {}", file.display()))(e));
+                }
+                _ => {}
+            }
+        }
+        // Whatever else lies in it is not the lab's: it stays, and is told of.
+        fs::remove_dir(&self.root).map_err(Error::io(format!("remove {}", self.root.display())))?;
+        self.sweep_base();
+        Ok(true)
+    }
+
+    /// Removes the folder with all that is in it, `lab.json` last: a removal that is interrupted can be repeated.
+    pub fn remove(&self) -> Result<()> {
+        let what = || format!("remove {}", self.root.display());
+        let done = |result: std::io::Result<()>| match result {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(what())(e)),
+            _ => Ok(()),
+        };
+        let entries = match fs::read_dir(&self.root) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::io(what()))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(Error::io(what()))?.path();
+            if path == self.file() {
+                continue;
+            }
+            let is_dir = fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir());
+            done(if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+        }
+        done(fs::remove_dir_all(&self.root))?;
+        self.sweep_base();
+        Ok(())
+    }
+
+    /// The folder of all labs goes with the last one.
+    fn sweep_base(&self) {
+        if let Some(base) = self.root.parent() {
+            // Refused while there are others.
+            let _ = fs::remove_dir(base);
         }
     }
 
@@ -176,7 +241,7 @@ impl Layout {
         fs::create_dir_all(&self.root).map_err(Error::io(shown(&self.root)))?;
         let text = serde_json::to_vec_pretty(file)
             .map_err(|e| Error::Format { what: shown(&self.file()), why: e.to_string() })?;
-        let part = self.root.join("lab.json.part");
+        let part = self.part();
         fs::write(&part, text).map_err(Error::io(shown(&part)))?;
         fs::rename(&part, self.file()).map_err(Error::io(shown(&self.file())))
     }
@@ -263,5 +328,40 @@ mod tests {
         assert_eq!(layout.made().unwrap(), Made::Whole);
         assert!(layout.begin().is_err() && layout.create(&file).is_err(), "it is there");
         assert_eq!(layout.made().unwrap(), Made::Whole, "and stays whole");
+    }
+
+    #[test]
+    fn a_lab_whose_making_had_but_begun_is_swept_away_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        // A base of its own: it goes with the last lab.
+        let layout = Layout { root: dir.path().join("base/l"), name: "l".to_owned() };
+        assert!(!layout.sweep().unwrap(), "there is nothing");
+        layout.begin().unwrap();
+        let told = layout.sweep().unwrap_err().to_string();
+        assert!(told.contains("is being made by process"), "{told}");
+        // As a maker leaves it that was killed, a little earlier or later.
+        for files in [&[][..], &["unfinished"], &["unfinished", "lab.json.part"]] {
+            fs::create_dir_all(&layout.root).unwrap();
+            let _ = fs::remove_file(layout.unfinished());
+            for file in files {
+                fs::write(layout.root.join(file), "1 0\n").unwrap();
+            }
+            assert!(layout.sweep().unwrap(), "{files:?}");
+            assert!(!layout.root.exists(), "{files:?}");
+        }
+        assert!(!dir.path().join("base").exists(), "nor is the folder of all labs left");
+        // A folder that is nobody's lab, and a lab.
+        fs::create_dir_all(&layout.root).unwrap();
+        fs::write(layout.root.join("mine"), "").unwrap();
+        assert!(!layout.sweep().unwrap());
+        fs::write(layout.unfinished(), "1 0\n").unwrap();
+        assert!(layout.sweep().is_err(), "what else is in it stays");
+        assert!(layout.root.join("mine").exists());
+        let file = Layout::file_of(Topology::simple("l", 1, 0).unwrap(), "/".into(), Vec::new());
+        layout.create(&file).unwrap();
+        assert!(!layout.sweep().unwrap());
+        layout.remove().unwrap();
+        assert!(!dir.path().join("base").exists());
+        layout.remove().unwrap();
     }
 }

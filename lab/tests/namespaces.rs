@@ -270,7 +270,7 @@ fn down_leaves_nothing_whenever_its_maker_was_killed() {
         return;
     }
     // After each of these has appeared, the maker is killed.
-    for appears in ["lab.json", "underlay.pid", "nodes/n1/init.pid", "nodes/n4/lab/control.sock"] {
+    for appears in ["unfinished", "lab.json", "underlay.pid", "nodes/n1/init.pid", "nodes/n4/lab/control.sock"] {
         let name = unique();
         let layout = Layout::of(&name);
         let mut maker = lab(&name).args(["up", "--bare"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     net::SocketAddr,
     os::unix::{fs::lchown, process::ExitStatusExt},
     path::{Path, PathBuf},
@@ -147,15 +147,7 @@ impl Backend for Namespaces {
             self.kill(&node.name)?;
         }
         cgroup::destroy(&self.cgroups)?;
-        match fs::remove_dir_all(&self.layout.root) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io(format!("remove {}", self.layout.root.display()))(e));
-            }
-            _ => {}
-        }
-        // The folder of all labs goes with the last one.
-        let _ = fs::remove_dir(Layout::base());
-        Ok(())
+        self.layout.remove()
     }
 
     fn start(&self, node: &str) -> Result<()> {
