@@ -93,8 +93,7 @@ fn up(name: Option<String>, options: &Up) -> Result<()> {
     let exe = own_exe()?;
     let layout = Layout::of(&topology.name);
     if options.if_missing && !is_missing(&layout, &exe)? {
-        println!("lab {} is there", topology.name);
-        return Ok(());
+        return is_there(&layout);
     }
     let (bin_dir, programs) = bin_dir(options, &exe, &layout)?;
     let progress = Progress::new();
@@ -114,6 +113,18 @@ fn up(name: Option<String>, options: &Up) -> Result<()> {
     println!("lab {name} is up after {:.1} s", progress.elapsed().as_secs_f64());
     if !options.bare {
         println!("context {} is current: try `trellis get nodes`", contexts::name_of(name));
+    }
+    Ok(())
+}
+
+/// The lab is there: whoever asked for it means it from now on.
+fn is_there(layout: &Layout) -> Result<()> {
+    println!("lab {} is there", layout.name);
+    // A lab of bare nodes has none.
+    if layout.contexts().exists() {
+        let context = contexts::name_of(&layout.name);
+        contexts::add(&contexts::users_file(), &context, contexts::read(&layout.contexts())?)?;
+        println!("context {context} is current");
     }
     Ok(())
 }

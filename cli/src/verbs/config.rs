@@ -69,45 +69,51 @@ enum Action {
 /// Does what was asked.
 pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let path = global.config.clone().unwrap_or_else(Contexts::default_path);
-    let mut all = Contexts::load(&path)?;
     match args.action {
-        Action::GetContexts { output } => output::print(&listed(&all, output)),
+        Action::GetContexts { output } => output::print(&listed(&Contexts::load(&path)?, output)),
         Action::CurrentContext => {
+            let all = Contexts::load(&path)?;
             if all.current.is_empty() {
                 return Err(CliError::Local("current-context is not set".into()));
             }
             output::print(&format!("{}\n", all.current))
         }
         Action::UseContext { name } => {
-            all.pick(Some(&name), &path)?;
-            all.current.clone_from(&name);
-            all.store(&path)?;
+            Contexts::change(&path, |all| -> Result<(), CliError> {
+                all.pick(Some(&name), &path)?;
+                all.current.clone_from(&name);
+                Ok(())
+            })?;
             output::print(&format!("Switched to context {name:?}.\n"))
         }
         Action::SetContext { name, endpoint, .. } => {
-            let name = all.pick(name.as_deref(), &path)?.0.to_owned();
-            if let Some(c) = all.contexts.get_mut(&name) {
-                if let Some(ns) = &global.namespace {
-                    c.namespace.clone_from(ns);
+            let name = Contexts::change(&path, |all| -> Result<String, CliError> {
+                let name = all.pick(name.as_deref(), &path)?.0.to_owned();
+                if let Some(c) = all.contexts.get_mut(&name) {
+                    if let Some(ns) = &global.namespace {
+                        c.namespace.clone_from(ns);
+                    }
+                    if !endpoint.is_empty() {
+                        c.endpoints = endpoint;
+                    }
                 }
-                if !endpoint.is_empty() {
-                    c.endpoints = endpoint;
-                }
-            }
-            all.store(&path)?;
+                Ok(name)
+            })?;
             output::print(&format!("Context {name:?} modified.\n"))
         }
         Action::DeleteContext { name } => {
-            all.pick(Some(&name), &path)?;
-            all.contexts.remove(&name);
-            if all.current == name {
-                all.current.clear();
-            }
-            all.store(&path)?;
+            Contexts::change(&path, |all| -> Result<(), CliError> {
+                all.pick(Some(&name), &path)?;
+                all.contexts.remove(&name);
+                if all.current == name {
+                    all.current.clear();
+                }
+                Ok(())
+            })?;
             output::print(&format!("deleted context {name} from {}\n", path.display()))
         }
         Action::View { raw, output } => {
-            let mut value = serde_json::to_value(&all).map_err(CliError::local)?;
+            let mut value = serde_json::to_value(Contexts::load(&path)?).map_err(CliError::local)?;
             if !raw {
                 for c in value["contexts"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
                     c["key"] = json!("REDACTED");

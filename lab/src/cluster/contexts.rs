@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use trellis_proto::client::{ClusterContext, Contexts};
+use trellis_proto::client::{ClusterContext, ContextError, Contexts};
 
 use crate::{Error, Result};
 
@@ -15,7 +15,7 @@ pub fn name_of(lab: &str) -> String {
     format!("lab-{lab}")
 }
 
-fn bad(path: &Path) -> impl FnOnce(trellis_proto::client::ContextError) -> Error {
+fn bad(path: &Path) -> impl FnOnce(ContextError) -> Error {
     let what = path.display().to_string();
     move |e| Error::Format { what, why: e.to_string() }
 }
@@ -32,10 +32,19 @@ pub fn read(path: &Path) -> Result<ClusterContext> {
 
 /// Puts a context into a file and makes it the current one.
 pub fn add(path: &Path, name: &str, context: ClusterContext) -> Result<()> {
-    let mut contexts = Contexts::load(path).map_err(bad(path))?;
-    contexts.current = name.to_owned();
-    contexts.contexts.insert(name.to_owned(), context);
-    contexts.store(path).map_err(bad(path))?;
+    change(path, |contexts| {
+        contexts.current = name.to_owned();
+        contexts.contexts.insert(name.to_owned(), context);
+    })
+}
+
+/// Labs are made and removed side by side: each changes what the one before has stored.
+fn change(path: &Path, how: impl FnOnce(&mut Contexts)) -> Result<()> {
+    let changed: Result<(), ContextError> = Contexts::change(path, |contexts| {
+        how(contexts);
+        Ok(())
+    });
+    changed.map_err(bad(path))?;
     give_to_caller(path)
 }
 
@@ -55,17 +64,17 @@ fn give_to_caller(path: &Path) -> Result<()> {
 /// Takes the lab's context out of a file again. When it was the current one and another lab's
 /// context is left, that one becomes current.
 pub fn remove(path: &Path, lab: &str) -> Result<()> {
-    let mut contexts = Contexts::load(path).map_err(bad(path))?;
     let name = name_of(lab);
-    if contexts.contexts.remove(&name).is_none() {
+    if !Contexts::load(path).map_err(bad(path))?.contexts.contains_key(&name) {
         return Ok(());
     }
-    if contexts.current == name {
-        let other = contexts.contexts.keys().find(|k| k.starts_with("lab-"));
-        contexts.current = other.cloned().unwrap_or_default();
-    }
-    contexts.store(path).map_err(bad(path))?;
-    give_to_caller(path)
+    change(path, |contexts| {
+        contexts.contexts.remove(&name);
+        if contexts.current == name {
+            let other = contexts.contexts.keys().find(|k| k.starts_with("lab-"));
+            contexts.current = other.cloned().unwrap_or_default();
+        }
+    })
 }
 
 /// The file that `trellis` reads when nobody says otherwise.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,10 @@ use crate::{
 
 /// The format this build writes, and the newest it reads.
 const VERSION: u32 = 1;
+/// To change the file takes milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// Between two tries to begin with it.
+const LOCK_PERIOD: Duration = Duration::from_millis(5);
 
 /// One cluster and one identity in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +86,14 @@ pub enum ContextError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody else is at it, and does not end.
+    #[error("{path} has been held by another program for {} s: `fuser -v {folder}` shows it", LOCK_LIMIT.as_secs())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// Its folder, whose lock it is.
+        folder: PathBuf,
+    },
     /// The certificate or key do not fit.
     #[error("context {name:?}: {source}")]
     Tls {
@@ -113,6 +128,16 @@ impl Contexts {
         Ok(file::write(path, self)?)
     }
 
+    /// Reads the file, changes what it holds, and writes it; nothing when `how` refuses. Whoever else changes it
+    /// this way waits, so that nobody writes back what was there before another's change.
+    pub fn change<T, E: From<ContextError>>(path: &Path, how: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let _held = lock(path)?;
+        let mut contexts = Self::load(path)?;
+        let answer = how(&mut contexts)?;
+        contexts.store(path)?;
+        Ok(answer)
+    }
+
     /// The named context, or the current one.
     pub fn pick(&self, name: Option<&str>, path: &Path) -> Result<(&str, &Context), ContextError> {
         let name = name.unwrap_or(&self.current);
@@ -127,6 +152,26 @@ impl Contexts {
     }
 }
 
+/// Held until it is dropped. It is the folder's own lock: the file is replaced as a whole, and one beside it
+/// would be left.
+fn lock(path: &Path) -> Result<File, ContextError> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = || FileError::io(folder);
+    fs::create_dir_all(folder).map_err(io())?;
+    let file = File::open(folder).map_err(io())?;
+    let end = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_PERIOD),
+            Err(TryLockError::WouldBlock) => {
+                return Err(ContextError::Busy { path: path.to_owned(), folder: folder.to_owned() });
+            }
+            Err(TryLockError::Error(e)) => return Err(io()(e).into()),
+        }
+    }
+}
+
 impl Context {
     /// A connection as this context's identity. `name` is for the error.
     pub fn connect(&self, name: &str) -> Result<Connection, ContextError> {
@@ -134,5 +179,49 @@ impl Context {
             .and_then(|c| ClientTls::to_member(&c))
             .map_err(|source| ContextError::Tls { name: name.to_owned(), source })?;
         Ok(Connection::new(self.endpoints.clone(), tls))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, missing_docs)]
+    use super::*;
+
+    #[test]
+    fn changes_side_by_side_are_all_kept_and_a_refused_one_is_not() {
+        const WRITERS: usize = 4;
+        const EACH: usize = 8;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/config.json");
+        let context = || Context {
+            endpoints: vec!["unix:///x".to_owned()],
+            ca: String::new(),
+            certificate: String::new(),
+            key: String::new(),
+            namespace: default_namespace(),
+        };
+        let add = |name: String| {
+            Contexts::change(&path, |all| -> Result<(), ContextError> {
+                // Between reading and writing everybody else gets a chance.
+                thread::yield_now();
+                all.contexts.insert(name, context());
+                Ok(())
+            })
+        };
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let add = &add;
+                scope.spawn(move || (0..EACH).for_each(|i| add(format!("{writer}-{i}")).unwrap()));
+            }
+        });
+        assert_eq!(Contexts::load(&path).unwrap().contexts.len(), WRITERS * EACH);
+        let refused = Contexts::change(&path, |all| {
+            all.contexts.clear();
+            Err::<(), _>(ContextError::NoneCurrent { path: path.clone() })
+        });
+        assert!(refused.is_err());
+        assert_eq!(Contexts::load(&path).unwrap().contexts.len(), WRITERS * EACH);
+        let files: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(files, ["config.json"], "nothing is left beside it");
     }
 }

@@ -193,18 +193,17 @@ fn context(
     let name = args.context_name.clone().unwrap_or_else(|| args.name.clone());
     let socket = args.machine.api_unix_socket.iter().map(|p| format!("unix://{}", p.display()));
     let endpoints = socket.chain(config.api_endpoints()).collect();
-    let mut all = Contexts::load(&path)?;
-    all.contexts.insert(
-        name.clone(),
-        ClusterContext {
-            endpoints,
-            ca: ca.certificate_pem().to_owned(),
-            certificate: admin.pem,
-            key: admin.key_pem.to_string(),
-            namespace: "default".to_owned(),
-        },
-    );
-    all.current.clone_from(&name);
-    all.store(&path)?;
+    let context = ClusterContext {
+        endpoints,
+        ca: ca.certificate_pem().to_owned(),
+        certificate: admin.pem,
+        key: admin.key_pem.to_string(),
+        namespace: "default".to_owned(),
+    };
+    Contexts::change(&path, |all| -> Result<(), CliError> {
+        all.contexts.insert(name.clone(), context);
+        all.current.clone_from(&name);
+        Ok(())
+    })?;
     Ok((name, path))
 }

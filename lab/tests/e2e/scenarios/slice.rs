@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use trellis_lab::{backend::Backend, remains, wait, workload::web};
+use trellis_proto::client::{ContextError, Contexts};
 
 use crate::{
     cluster::{Cluster, LIMIT, Pod},
@@ -84,12 +85,25 @@ pub fn down_leaves_nothing(cluster: &mut Cluster) -> Outcome {
     let links = || std::fs::read_dir("/sys/class/net").unwrap().count();
     let before = links();
     assert!(!remains::of(&cluster.name).unwrap().is_empty(), "the positive control");
+    let file = cluster.folder().join("contexts.json");
+    let contexts = || Contexts::load(&file).unwrap();
+    let context = format!("lab-{}", cluster.name);
+    assert_eq!(contexts().current, context, "the lab's context is the current one");
+    assert!(contexts().contexts.contains_key(&context), "{:?}", contexts().contexts.keys());
+    // Another lab's was current meanwhile.
+    let forget = |all: &mut Contexts| -> Result<(), ContextError> {
+        all.current = "lab-another".to_owned();
+        Ok(())
+    };
+    Contexts::change(&file, forget).unwrap();
+    let said = cluster.lab_command(&["up", "--if-missing"]).ok();
+    assert!(said.contains("is there") && said.contains(&format!("context {context} is current")), "{said}");
+    assert_eq!(contexts().current, context);
     let said = cluster.lab_command(&["down"]).ok();
     cluster.gone = true;
     assert!(said.contains("is gone"), "{said}");
     assert_eq!(remains::of(&cluster.name).unwrap(), Vec::<String>::new());
     assert_eq!(links(), before);
-    let contexts = trellis_proto::client::Contexts::load(&cluster.folder().join("contexts.json")).unwrap();
-    assert!(contexts.contexts.is_empty(), "the context is gone too");
+    assert!(contexts().contexts.is_empty() && contexts().current.is_empty(), "the context is gone too");
     Outcome::Passed
 }
