@@ -136,6 +136,12 @@ pub enum Command {
     NodeSpawn { spec: PathBuf },
     #[command(name = "node-init", hide = true)]
     NodeInit { spec: PathBuf },
+    #[command(hide = true)]
+    Peer {
+        spec: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     #[command(name = "underlay-spawn", hide = true)]
     UnderlaySpawn { spec: PathBuf },
     #[command(name = "underlay-hold", hide = true)]

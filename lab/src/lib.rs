@@ -23,6 +23,7 @@ pub mod layout;
 mod netlink;
 pub mod netns;
 pub mod node;
+pub mod peer;
 pub mod process;
 pub mod programs;
 pub mod progress;

@@ -284,3 +284,35 @@ fn down_leaves_nothing_whenever_its_maker_was_killed() {
         succeed(lab(&name).arg("down"));
     }
 }
+
+#[test]
+fn down_ends_the_peers_of_a_bench_that_was_killed() {
+    if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/etcd").exists() {
+        eprintln!("SKIPPED: down_ends_the_peers_of_a_bench_that_was_killed: it needs root and etcd");
+        return;
+    }
+    let name = unique();
+    let folder = tempfile::tempdir().unwrap();
+    let configured = |command: &mut Command| {
+        command.env("TRELLIS_CONFIG", folder.path().join("contexts.json"));
+    };
+    let mut bench = lab(&name);
+    configured(&mut bench);
+    bench.args(["bench", "--only", "api-writes", "--output"]).arg(folder.path().join("bench.json"));
+    let mut bench = bench.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let members = || remains(&name).iter().filter(|r| r.contains(": etcd --name")).count();
+    let started = wait::until("three members of etcd", LIMIT * 4, || match (members(), bench.try_wait()) {
+        (3, _) => Ok(()),
+        (count, ended) => Err(format!("{count} run, the bench: {ended:?}")),
+    });
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    // Its nodes and its peers outlive it.
+    let left = members();
+    let mut down = lab(&name);
+    configured(&mut down);
+    succeed(down.arg("down"));
+    started.unwrap();
+    assert_eq!(left, 3, "the positive control");
+    assert_eq!(remains(&name), Vec::<String>::new());
+}

@@ -83,6 +83,11 @@ impl Namespaces {
         Ok(cgroup::of_node(&self.cgroups, node))
     }
 
+    /// A cgroup of the lab that is no node's: what runs in it ends with the lab. A dot in its name keeps it apart.
+    pub(crate) fn cgroups_beside(&self, name: &str) -> Vec<CgroupDir> {
+        cgroup::of_node(&self.cgroups, name)
+    }
+
     pub(super) fn init(&self, node: &str) -> Result<Option<Process>> {
         self.topology.node(node)?;
         Ok(Process::load(&self.layout.node(node).path("init.pid")))

@@ -5,7 +5,7 @@
 use std::{
     net::TcpListener,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -16,7 +16,12 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use crate::{Error, Result, wait};
+use crate::{
+    Error, Result,
+    backend::Namespaces,
+    cgroup::{self, CgroupDir},
+    peer, wait,
+};
 
 /// etcdserverpb.PutRequest, the fields used.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -34,6 +39,7 @@ struct PutResponse {}
 /// Three members; ended when dropped.
 pub struct Etcd {
     members: Vec<Child>,
+    cgroups: Vec<CgroupDir>,
     endpoints: Vec<String>,
     data: tempdir::Folder,
 }
@@ -45,21 +51,35 @@ impl Drop for Etcd {
             drop(member.kill());
             drop(member.wait());
         }
+        // What is left goes with the lab.
+        drop(cgroup::remove(&self.cgroups));
         self.data.remove();
     }
 }
 
 impl Etcd {
-    /// Starts three members with their data below `folder`.
-    pub fn start(folder: &Path) -> Result<Self> {
-        let data = tempdir::Folder::new(folder.join("etcd"))?;
+    /// Starts three members with their data in the lab's folder, each in a cgroup of the lab like a node: they end
+    /// with it, however this process ends.
+    pub fn start(lab: &Namespaces, lab_exe: &Path) -> Result<Self> {
+        let installed =
+            std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("etcd").exists()));
+        if !installed {
+            return Err(Error::Lacking {
+                what: "no etcd on this machine".to_owned(),
+                how: "apt-get install etcd-server".to_owned(),
+            });
+        }
+        let data = tempdir::Folder::new(lab.layout().root.join("etcd"))?;
         let ports = free_ports(6)?;
         let urls: Vec<[String; 2]> =
             ports.chunks(2).map(|p| [0, 1].map(|i| format!("http://127.0.0.1:{}", p[i]))).collect();
         let cluster: Vec<String> = urls.iter().enumerate().map(|(i, u)| format!("e{i}={}", u[1])).collect();
-        let mut etcd = Self { members: Vec::new(), endpoints: urls.iter().map(|u| u[0].clone()).collect(), data };
+        let endpoints = urls.iter().map(|u| u[0].clone()).collect();
+        let mut etcd = Self { members: Vec::new(), cgroups: Vec::new(), endpoints, data };
         for (i, [client, peer]) in urls.iter().enumerate() {
-            let member = Command::new("etcd")
+            let (mut command, cgroups) = peer::command(lab, lab_exe, &format!("etcd.e{i}"), "etcd")?;
+            etcd.cgroups.extend(cgroups);
+            let member = command
                 .args(["--name", &format!("e{i}"), "--data-dir"])
                 .arg(etcd.data.path().join(format!("e{i}")))
                 .args(["--listen-client-urls", client, "--advertise-client-urls", client])
@@ -69,10 +89,7 @@ impl Etcd {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
-                .map_err(|e| Error::Lacking {
-                    what: format!("etcd does not start: {e}"),
-                    how: "apt-get install etcd-server".to_owned(),
-                })?;
+                .map_err(Error::io("start etcd"))?;
             etcd.members.push(member);
         }
         Ok(etcd)

@@ -37,7 +37,7 @@ const CONNECTIONS: usize = 6;
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let runtime = load::runtime()?;
     let connections = connections(bench, CONNECTIONS)?;
-    let etcd = Etcd::start(&bench.lab.layout().root)?;
+    let etcd = Etcd::start(bench.lab, bench.exe)?;
     let channels = etcd.connect(&runtime, CONNECTIONS)?;
     let serial = Arc::new(AtomicU64::new(0));
     for clients in [1, 64, 256] {
