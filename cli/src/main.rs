@@ -8,6 +8,7 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 mod cli;
+mod duration;
 mod error;
 mod machine;
 mod manifest;

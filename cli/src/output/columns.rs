@@ -1,7 +1,5 @@
 //! kubectl's columns for each kind.
 
-use std::str::FromStr;
-
 use jiff::Timestamp;
 use serde_json::Value;
 use trellis_model::Kind;
@@ -229,36 +227,6 @@ pub fn labels(o: &Value) -> String {
     if all.is_empty() { NONE.to_owned() } else { all.join(",") }
 }
 
-/// Fields of a duration that a person writes: `30s`, `5m`, `1h30m`, or seconds.
-pub fn seconds(text: &str) -> Result<u64, String> {
-    if let Ok(n) = u64::from_str(text) {
-        return Ok(n);
-    }
-    let (mut total, mut number) = (0_u64, String::new());
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            number.push(c);
-            continue;
-        }
-        let unit = match c {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => 0,
-        };
-        let n = u64::from_str(&number).ok().filter(|_| unit > 0);
-        let n = n.ok_or_else(|| format!("{text:?} is no duration: write 30s, 5m, 1h30m"))?;
-        total = total.saturating_add(n.saturating_mul(unit));
-        number.clear();
-    }
-    if number.is_empty() && !text.is_empty() {
-        Ok(total)
-    } else {
-        Err(format!("{text:?} is no duration: write 30s, 5m, 1h30m"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, missing_docs)]
@@ -350,12 +318,5 @@ mod tests {
                 assert_eq!(row(k, &json!({}), wide, now()).len(), headers(k, wide).len(), "{k} {wide}");
             }
         }
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(seconds("90"), Ok(90));
-        assert_eq!(seconds("1h30m"), Ok(5400));
-        assert!(seconds("5x").is_err() && seconds("").is_err() && seconds("m").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use trellis_model::Kind;
 
-use super::{DryRun, Failures, select};
+use super::{DryRun, Failures, select_all};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -46,10 +46,9 @@ pub async fn run(global: &Global, args: Args, on: bool) -> Result<(), CliError> 
     let session = Session::open(global)?;
     let mut failures = Failures::new();
     let targets = targets(&args.nodes, &args.selector)?;
-    for (_, node) in select(&session, &targets, &args.selector, "").await? {
-        if let Err(e) = set(&session, &node, on, args.dry_run).await {
-            failures.add(&e);
-        }
+    // As kubectl: here, and for a drain, a name that means nothing stops everything.
+    for (_, node) in select_all(&session, &targets, &args.selector).await? {
+        failures.take(set(&session, &node, on, args.dry_run).await)?;
     }
     failures.end()
 }

@@ -10,6 +10,7 @@ use super::choice::Choice;
 use super::until::{self, Awaited};
 use super::{DryRun, Failures};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
 use crate::manifest::{self, Loaded, Source, Validate};
 use crate::output;
@@ -48,8 +49,8 @@ pub struct Args {
     #[arg(long, default_value = "true", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     wait: bool,
     /// How long to wait; 0: without end
-    #[arg(long, value_parser = output::columns::seconds, default_value = "0")]
-    timeout: u64,
+    #[arg(long, value_parser = duration::limit, default_value = "0", allow_hyphen_values = true)]
+    timeout: Duration,
     /// A missing object is no error
     #[arg(long)]
     ignore_not_found: bool,
@@ -94,7 +95,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
         }
     }
     if args.wait && !args.force {
-        let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
+        let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
         let late = until::until(&session, leaving, "", deadline, |a, now| Ok(a.is_gone(now))).await?;
         for a in late {
             failures.add(&CliError::Timeout(format!("waiting for {} to be gone", a.id())));

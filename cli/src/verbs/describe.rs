@@ -39,18 +39,13 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let mut texts = Vec::new();
     let choice = Choice { labels: &args.selector, type_alone: true, ..Choice::default() };
     for t in choice.targets(&args.resources)? {
-        match select(&session, &[t], &args.selector, "").await {
-            Ok(found) => {
-                for (kind, object) in found {
-                    let mut text = describe(kind, &object, Timestamp::now());
-                    if kind == Kind::Node {
-                        text.push_str(&pods_of_node(&session, &object).await?);
-                    }
-                    text.push_str(&events(&session, kind, &object).await?);
-                    texts.push(text);
-                }
+        for (kind, object) in select(&session, &[t], &args.selector, &mut failures).await? {
+            let mut text = describe(kind, &object, Timestamp::now());
+            if kind == Kind::Node {
+                text.push_str(&pods_of_node(&session, &object).await?);
             }
-            Err(e) => failures.add(&e),
+            text.push_str(&events(&session, kind, &object).await?);
+            texts.push(text);
         }
     }
     output::print(&texts.join("\n\n"))?;

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 use trellis_model::Kind;
 
 use super::until::{self, Awaited};
-use super::{DryRun, Failures, cordon, select};
+use super::{DryRun, Failures, cordon, select_all};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
 use crate::output;
 use crate::session::{Deletion, Query, Session, identity};
@@ -42,8 +43,8 @@ pub struct Args {
     #[arg(long, default_value = "", hide_default_value = true)]
     pod_selector: String,
     /// How long to wait; 0: without end
-    #[arg(long, value_parser = output::columns::seconds, default_value = "0")]
-    timeout: u64,
+    #[arg(long, value_parser = duration::limit, default_value = "0", allow_hyphen_values = true)]
+    timeout: Duration,
     /// Only let the server check
     #[arg(long, value_enum, default_value = "none")]
     dry_run: DryRun,
@@ -86,7 +87,7 @@ fn warning(pods: &[Value]) -> Option<String> {
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
     let targets = cordon::targets(&args.nodes, &args.selector)?;
-    let nodes = select(&session, &targets, &args.selector, "").await?;
+    let nodes = select_all(&session, &targets, &args.selector).await?;
     for (_, node) in &nodes {
         cordon::set(&session, node, true, args.dry_run).await?;
     }
@@ -140,7 +141,7 @@ async fn drain(session: &Session, node: &str, args: &Args) -> Result<(), CliErro
     if args.dry_run.is_on() {
         return Ok(());
     }
-    let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
+    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
     let late = until::until(session, leaving, &query.fields, deadline, |a, now| {
         let gone = a.is_gone(now);
         if gone {

@@ -83,7 +83,7 @@ pub async fn run(global: &Global, args: Args, field: Field) -> Result<(), CliErr
         return Err(CliError::Usage(format!("at least one {one} update is required")));
     }
     let mut failures = Failures::new();
-    for (kind, object) in select(&session, &targets, &args.selector, "").await? {
+    for (kind, object) in select(&session, &targets, &args.selector, &mut failures).await? {
         let now = &object["metadata"][name];
         if args.list {
             for (k, v) in now.as_object().into_iter().flatten() {
@@ -108,15 +108,13 @@ pub async fn run(global: &Global, args: Args, field: Field) -> Result<(), CliErr
         }
         let (namespace, object_name) = identity(&object);
         let patch = json!({"metadata": {name: changes}});
-        match session.patch(kind, namespace, object_name, &patch, args.dry_run.is_on()).await {
-            Ok(_) => {
-                let word = match (field, changes.values().all(Value::is_null)) {
-                    (Field::Labels, true) => "unlabeled",
-                    _ => done,
-                };
-                output::print(&format!("{id} {word}{}\n", args.dry_run.suffix()))?;
-            }
-            Err(e) => failures.add(&e),
+        let patched = session.patch(kind, namespace, object_name, &patch, args.dry_run.is_on()).await;
+        if failures.take(patched)?.is_some() {
+            let word = match (field, changes.values().all(Value::is_null)) {
+                (Field::Labels, true) => "unlabeled",
+                _ => done,
+            };
+            output::print(&format!("{id} {word}{}\n", args.dry_run.suffix()))?;
         }
     }
     failures.end()

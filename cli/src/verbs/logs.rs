@@ -12,8 +12,8 @@ use trellis_proto::api::{LogsRequest, pods_client::PodsClient};
 
 use super::{Failures, container, pod_of};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
-use crate::output;
 use crate::session::{Query, Session, identity};
 use crate::target;
 
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "LINES", allow_negative_numbers = true, default_value = "-1")]
     tail: i64,
     /// Only what is newer, as in 5m
-    #[arg(long, value_parser = output::columns::seconds)]
+    #[arg(long, value_parser = duration::seconds)]
     since: Option<u64>,
     /// The time before each line
     #[arg(long)]

@@ -35,23 +35,26 @@ use crate::error::CliError;
 use crate::session::{Query, Session, identity};
 use crate::target::Target;
 
-/// Objects that the targets and the selector mean.
+/// Objects that the targets and the selector mean. Of those that are named and not to be had the failures are
+/// told; the others are not held up by them.
 async fn select(
     session: &Session,
     targets: &[Target],
     labels: &str,
-    fields: &str,
+    failures: &mut Failures,
 ) -> Result<Vec<(Kind, Value)>, CliError> {
     let mut out = Vec::new();
     for t in targets {
         match &t.name {
-            Some(name) => out.push((t.kind, session.get(t.kind, &session.namespace, name).await?)),
+            Some(name) => {
+                let found = failures.take(session.get(t.kind, &session.namespace, name).await)?;
+                out.extend(found.map(|o| (t.kind, o)));
+            }
             None => {
                 let query = Query {
                     namespace: session.namespace_for(t.kind, false),
                     labels: labels.to_owned(),
-                    fields: fields.to_owned(),
-                    name: None,
+                    ..Default::default()
                 };
                 let (items, _) = session.list(t.kind, &query).await?;
                 out.extend(items.into_iter().map(|o| (t.kind, o)));
@@ -59,6 +62,13 @@ async fn select(
         }
     }
     Ok(out)
+}
+
+/// The same, for verbs that do nothing unless each of the named is there.
+async fn select_all(session: &Session, targets: &[Target], labels: &str) -> Result<Vec<(Kind, Value)>, CliError> {
+    let mut failures = Failures::new();
+    let found = select(session, targets, labels, &mut failures).await?;
+    failures.end().map(|()| found)
 }
 
 /// The running Pod that a Pod's, Deployment's or ReplicaSet's name means: of several the first
@@ -121,6 +131,19 @@ impl Failures {
         self.count += 1;
     }
 
+    /// The answer, or none after telling why. What ends everything is handed back: nobody answers, and would not
+    /// to what is asked next; or the reader of our output has gone.
+    fn take<T>(&mut self, result: Result<T, CliError>) -> Result<Option<T>, CliError> {
+        match result {
+            Ok(answer) => Ok(Some(answer)),
+            Err(e) if e.is_unreachable() || matches!(e, CliError::Exit(_)) => Err(e),
+            Err(e) => {
+                self.add(&e);
+                Ok(None)
+            }
+        }
+    }
+
     /// Says before it which of several files it is about.
     fn add_of(&mut self, e: &CliError, origin: Option<&str>) {
         if let Some(origin) = origin {
@@ -181,5 +204,16 @@ mod tests {
             let got = Failures::of(&errors).end().err().map(|e| e.exit_code());
             assert_eq!(got, want, "{errors:?}");
         }
+    }
+
+    #[test]
+    fn what_one_object_lacks_holds_up_no_other_and_what_ends_everything_does() {
+        let mut failures = Failures::new();
+        assert!(matches!(failures.take(Ok(7)), Ok(Some(7))));
+        assert!(matches!(failures.take::<()>(Err(Status::not_found("x").into())), Ok(None)));
+        assert!(failures.take::<()>(Err(Status::unavailable("x").into())).is_err());
+        assert!(failures.take::<()>(Err(CliError::Exit(0))).is_err());
+        assert_eq!(failures.count, 1);
+        assert_eq!(failures.end().err().map(|e| e.exit_code()), Some(3));
     }
 }

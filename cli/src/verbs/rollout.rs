@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use trellis_model::Kind;
 
 use super::until::{self, Awaited};
-use super::{condition, select};
+use super::{Failures, condition, select};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
 use crate::output::{self, columns, table};
 use crate::session::{Query, Session, identity};
@@ -46,8 +47,8 @@ enum Action {
         #[arg(short, long, default_value = "true", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         watch: bool,
         /// How long to wait; 0: until the progress deadline
-        #[arg(long, value_parser = output::columns::seconds, default_value = "0")]
-        timeout: u64,
+        #[arg(long, value_parser = duration::limit, default_value = "0", allow_hyphen_values = true)]
+        timeout: Duration,
     },
     /// Replace every Pod, one after the other
     Restart {
@@ -99,17 +100,19 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     if let Some(t) = targets.iter().find(|t| t.kind != Kind::Deployment) {
         return Err(CliError::Usage(format!("a {} has no roll-outs: name a deployment", t.kind)));
     }
-    for (_, object) in select(&session, &targets, "", "").await? {
-        match &args.action {
-            Action::Status { watch, timeout, .. } => status(&session, &object, *watch, *timeout).await?,
-            Action::Restart { .. } => restart(&session, &object).await?,
-            Action::Pause { .. } => pause(&session, &object, true).await?,
-            Action::Resume { .. } => pause(&session, &object, false).await?,
-            Action::History { .. } => history(&session, &object).await?,
-            Action::Undo { to_revision, .. } => undo(&session, &object, *to_revision).await?,
-        }
+    let mut failures = Failures::new();
+    for (_, object) in select(&session, &targets, "", &mut failures).await? {
+        let done = match &args.action {
+            Action::Status { watch, timeout, .. } => status(&session, &object, *watch, *timeout).await,
+            Action::Restart { .. } => restart(&session, &object).await,
+            Action::Pause { .. } => pause(&session, &object, true).await,
+            Action::Resume { .. } => pause(&session, &object, false).await,
+            Action::History { .. } => history(&session, &object).await,
+            Action::Undo { to_revision, .. } => undo(&session, &object, *to_revision).await,
+        };
+        failures.take(done)?;
     }
-    Ok(())
+    failures.end()
 }
 
 /// kubectl's words for where a roll-out stands; true: it is through.
@@ -138,9 +141,9 @@ fn progress(d: &Value) -> Result<(String, bool), String> {
     })
 }
 
-async fn status(session: &Session, object: &Value, watch: bool, timeout: u64) -> Result<(), CliError> {
+async fn status(session: &Session, object: &Value, watch: bool, timeout: Duration) -> Result<(), CliError> {
     let (namespace, name) = identity(object);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_secs(timeout));
+    let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
     let mut said = String::new();
     let awaited = Awaited::new(Kind::Deployment, namespace, name, "");
     let late = until::until(session, vec![awaited], "", deadline, |a, now| {

@@ -48,7 +48,7 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("a {} has no replicas: scale a deployment or replicaset", t.kind)));
     }
     let mut failures = Failures::new();
-    for (kind, object) in select(&session, &targets, &args.selector, "").await? {
+    for (kind, object) in select(&session, &targets, &args.selector, &mut failures).await? {
         let (namespace, name) = identity(&object);
         let mut patch = json!({"spec": {"replicas": args.replicas}});
         let now = object["spec"]["replicas"].as_u64().unwrap_or(1);
@@ -60,11 +60,9 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
             }
             patch["metadata"] = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
         }
-        match session.patch(kind, namespace, name, &patch, args.dry_run.is_on()).await {
-            Ok(o) => {
-                output::print(&format!("{} scaled{}\n", output::name_of(kind, &o), args.dry_run.suffix()))?;
-            }
-            Err(e) => failures.add(&e),
+        let patched = session.patch(kind, namespace, name, &patch, args.dry_run.is_on()).await;
+        if let Some(o) = failures.take(patched)? {
+            output::print(&format!("{} scaled{}\n", output::name_of(kind, &o), args.dry_run.suffix()))?;
         }
     }
     failures.end()

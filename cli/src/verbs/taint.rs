@@ -9,7 +9,7 @@ use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
 use crate::session::{Session, identity};
-use crate::target::{self, Target};
+use crate::target;
 
 pub const EXAMPLES: &str = "Examples:
   trellis taint nodes n1 dedicated=gpu:NoSchedule
@@ -114,10 +114,8 @@ pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     }
     let edits: Vec<Edit> = changes.iter().map(|c| edit(c)).collect::<Result<_, _>>()?;
     let mut failures = Failures::new();
-    for (_, node) in select(&session, &targets, &args.selector, "").await? {
-        if let Err(e) = one(&session, identity(&node).1, &edits, &args).await {
-            failures.add(&e);
-        }
+    for (_, node) in select(&session, &targets, &args.selector, &mut failures).await? {
+        failures.take(one(&session, identity(&node).1, &edits, &args).await)?;
     }
     failures.end()
 }
@@ -135,9 +133,7 @@ fn taint_words(args: &[String]) -> Vec<String> {
 async fn one(session: &Session, name: &str, edits: &[Edit], args: &Args) -> Result<(), CliError> {
     let removed = edits.iter().all(|e| matches!(e, Edit::Remove { .. }));
     for attempt in 1.. {
-        let target = [Target::new(Kind::Node, Some(name.to_owned()))];
-        let found = select(session, &target, "", "").await?;
-        let node = found.into_iter().next().map(|(_, n)| n).unwrap_or_default();
+        let node = session.get(Kind::Node, "", name).await?;
         let before = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
         let after =
             edited(&before, edits, args.overwrite).map_err(|e| CliError::Local(format!("node {name:?}: {e}")))?;

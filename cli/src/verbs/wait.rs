@@ -10,6 +10,7 @@ use super::choice::Choice;
 use super::until::{self, Awaited, Seen};
 use super::{Failures, condition};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
 use crate::output;
 use crate::session::{Query, Session, identity};
@@ -30,9 +31,9 @@ pub struct Args {
     /// condition=NAME[=VALUE], jsonpath='{.a.b}'[=VALUE], create, delete
     #[arg(long = "for", value_name = "WHAT", value_parser = parse)]
     wanted: Wanted,
-    /// How long
-    #[arg(long, value_parser = output::columns::seconds, default_value = "30")]
-    timeout: u64,
+    /// How long; 0: look once, negative: a week
+    #[arg(long, value_parser = duration::limit, default_value = "30s", allow_hyphen_values = true)]
+    timeout: Duration,
     /// Labels of the objects
     #[arg(short = 'l', long, default_value = "", hide_default_value = true)]
     selector: String,
@@ -121,15 +122,15 @@ fn is_met(wanted: &Wanted, object: Option<&Value>) -> bool {
 /// Waits for all objects, in any order.
 pub async fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let session = Session::open(global)?;
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let deadline = Instant::now() + args.timeout;
     let choice = Choice { labels: &args.selector, all: args.all, ..Choice::default() };
     let targets = choice.targets(&args.resources)?;
-    let awaited = objects(&session, &targets, &args, deadline).await?;
     let mut failures = Failures::new();
+    let awaited = objects(&session, &targets, &args, deadline, &mut failures).await?;
     let late = until::until(&session, awaited, "", Some(deadline), |a, now| {
         let met = match look(&args.wanted, a, now) {
             Ok(met) => met,
-            // As kubectl: the others are waited for all the same.
+            // Gone meanwhile: no other is held up by it either.
             Err(e) => {
                 failures.add(&e);
                 return Ok(true);
@@ -162,17 +163,21 @@ async fn objects(
     targets: &[Target],
     args: &Args,
     deadline: Instant,
+    failures: &mut Failures,
 ) -> Result<Vec<Awaited>, CliError> {
     let uid = |o: &Value| o["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let mut out = Vec::new();
     for t in targets {
         if let Some(name) = &t.name {
             let uid = match session.get(t.kind, &session.namespace, name).await {
-                Ok(o) => uid(&o),
-                Err(e) if e.is_not_found() && matches!(args.wanted, Wanted::Delete | Wanted::Create) => String::new(),
-                Err(e) => return Err(e),
+                Ok(o) => Some(uid(&o)),
+                Err(e) if e.is_not_found() && matches!(args.wanted, Wanted::Delete | Wanted::Create) => {
+                    Some(String::new())
+                }
+                // As kubectl: the others are waited for all the same.
+                Err(e) => failures.take(Err(e))?,
             };
-            out.push(Awaited::new(t.kind, &session.namespace, name, &uid));
+            out.extend(uid.map(|uid| Awaited::new(t.kind, &session.namespace, name, &uid)));
             continue;
         }
         let query = Query {

@@ -14,9 +14,10 @@ use trellis_proto::pki::{CertificateAuthority, Key, base64};
 
 use super::{Machine, api_address, peer_address, ports_free, roles, start, write};
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
 use crate::machine::owners;
-use crate::output::{self, columns};
+use crate::output;
 
 /// Arguments of `cluster init`.
 #[derive(clap::Args, Debug, Clone)]
@@ -36,7 +37,7 @@ pub struct Args {
     #[arg(long, default_value = "10.96.0.0/16")]
     service_cidr: IpNetwork,
     /// How long certificates live; daemons renew theirs at two thirds of it
-    #[arg(long, value_parser = columns::seconds, default_value = "365d", value_name = "DURATION")]
+    #[arg(long, value_parser = duration::seconds, default_value = "365d", value_name = "DURATION")]
     certificate_lifetime: u64,
     /// What runs here (repeatable) [default: both]
     #[arg(long, value_parser = ["control-plane", "worker"])]

@@ -10,8 +10,9 @@ use trellis_proto::api::{
 };
 
 use crate::cli::Global;
+use crate::duration;
 use crate::error::CliError;
-use crate::output::{self, Format, columns, table};
+use crate::output::{self, Format, table};
 use crate::session::Session;
 use crate::yaml;
 
@@ -46,7 +47,7 @@ pub enum Token {
     /// Make a single-use token with which a machine joins
     Create {
         /// How long it may be used
-        #[arg(long, value_parser = columns::seconds, default_value = "1h")]
+        #[arg(long, value_parser = duration::seconds, default_value = "1h")]
         ttl: u64,
         /// The machine may become a member of the control plane
         #[arg(long)]
