@@ -42,8 +42,16 @@ enum Seen {
 pub(super) struct Watchers {
     seen: mpsc::Receiver<(Instant, Seen)>,
     tasks: Vec<JoinHandle<()>>,
-    observers: usize,
+    scene: Scene,
+}
+
+/// Who is in the story.
+struct Scene {
+    /// Who loses its power.
     victim: String,
+    /// How many others are asked what they know of it.
+    observers: usize,
+    /// The Pods that were there before.
     known: BTreeSet<String>,
 }
 
@@ -73,7 +81,7 @@ impl Watchers {
             };
             tasks.push(runtime.spawn(watch_objects(api.connection().clone(), request, send.clone())));
         }
-        Ok(Self { seen, tasks, observers, victim: victim.to_owned(), known })
+        Ok(Self { seen, tasks, scene: Scene { victim: victim.to_owned(), observers, known } })
     }
 
     /// Gathers events until `lost` new Pods are Ready.
@@ -87,9 +95,9 @@ impl Watchers {
         let mut story = Story::default_at(begin);
         let deadline = tokio::time::Instant::from_std(begin + limit);
         runtime.block_on(async {
-            while story.ready.len() < lost || story.dead.len() < self.observers {
+            while story.ready.len() < lost || story.dead.len() < self.scene.observers {
                 match tokio::time::timeout_at(deadline, self.seen.recv()).await {
-                    Ok(Some((at, seen))) => story.hear(at, seen, self),
+                    Ok(Some((at, seen))) => story.hear(at, seen, &self.scene),
                     Ok(None) | Err(_) => break,
                 }
             }
@@ -97,7 +105,7 @@ impl Watchers {
         if story.ready.len() < lost {
             let told: Vec<_> = story.events.iter().map(|e| e.what.as_str()).collect();
             return Err(Error::Deadline {
-                what: format!("{lost} replacements for the Pods of {}", self.victim),
+                what: format!("{lost} replacements for the Pods of {}", self.scene.victim),
                 seconds: limit.as_secs(),
                 last: if told.is_empty() { "nobody noticed".to_owned() } else { told.join("; ") },
             });
@@ -141,12 +149,12 @@ impl Story {
         self.events.push(Event { after: at.saturating_duration_since(self.begin), what });
     }
 
-    fn hear(&mut self, at: Instant, seen: Seen, watchers: &Watchers) {
+    fn hear(&mut self, at: Instant, seen: Seen, scene: &Scene) {
         // The watches begin with the state before; only what came after the cut counts.
         if at < self.begin {
             return;
         }
-        let victim = &watchers.victim;
+        let victim = &scene.victim;
         match seen {
             Seen::Gossip { liveness: Liveness::Suspect, .. } if !self.suspected => {
                 self.suspected = true;
@@ -156,15 +164,15 @@ impl Story {
                 if self.dead.len() == 1 {
                     self.tell(at, format!("known: a first node takes {victim} for dead"));
                 }
-                if self.dead.len() == watchers.observers {
-                    self.tell(at, format!("known to all {} others", watchers.observers));
+                if self.dead.len() == scene.observers {
+                    self.tell(at, format!("known to all {} others", scene.observers));
                 }
             }
             Seen::NodeLost { status } if !self.unknown => {
                 self.unknown = true;
                 self.tell(at, format!("the control plane agrees: {victim} is {status}, its Pods are evicted"));
             }
-            Seen::Pod { uid, name, node: Some(node), ready } if !watchers.known.contains(&uid) && node != *victim => {
+            Seen::Pod { uid, name, node: Some(node), ready } if !scene.known.contains(&uid) && node != *victim => {
                 if self.bound.insert(uid.clone(), node.clone()).is_none() {
                     self.tell(at, format!("rebound: {name} to {node}"));
                 }
@@ -239,5 +247,66 @@ impl Seen {
             node: object["spec"]["nodeName"].as_str().map(str::to_owned),
             ready: ready == Some("True"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn gossip(observer: usize, liveness: Liveness) -> Seen {
+        Seen::Gossip { observer, liveness }
+    }
+
+    fn pod(uid: &str, node: Option<&str>, ready: bool) -> Seen {
+        Seen::Pod { uid: uid.to_owned(), name: format!("web-{uid}"), node: node.map(str::to_owned), ready }
+    }
+
+    #[test]
+    fn each_thing_is_told_once_when_it_is_first_seen_and_only_after_the_cut() {
+        let scene = Scene { victim: "n4".to_owned(), observers: 2, known: ["old".to_owned()].into() };
+        let cut = Instant::now();
+        let mut story = Story::default_at(cut);
+        // The watches' first answers, from before.
+        if let Some(before) = cut.checked_sub(MILLI) {
+            story.hear(before, pod("new", Some("n1"), true), &scene);
+            story.hear(before, gossip(0, Liveness::Dead), &scene);
+        }
+        let lost = || Seen::NodeLost { status: "Unknown".to_owned() };
+        let all = [
+            gossip(0, Liveness::Alive),
+            gossip(1, Liveness::Suspect),
+            gossip(0, Liveness::Suspect),
+            gossip(1, Liveness::Dead),
+            gossip(1, Liveness::Dead),
+            gossip(0, Liveness::Dead),
+            lost(),
+            lost(),
+            // One that was there before, one not bound yet, one on the node that is gone.
+            pod("old", Some("n2"), true),
+            pod("new", None, false),
+            pod("torn", Some("n4"), true),
+            pod("new", Some("n2"), false),
+            pod("new", Some("n2"), true),
+            pod("new", Some("n2"), true),
+        ];
+        for (at, seen) in (1_u32..).zip(all) {
+            story.hear(cut + MILLI * at, seen, &scene);
+        }
+        let told: Vec<(u128, &str)> = story.events.iter().map(|e| (e.after.as_millis(), e.what.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                (2, "suspected: a neighbour's probes of n4 go unanswered"),
+                (4, "known: a first node takes n4 for dead"),
+                (6, "known to all 2 others"),
+                (7, "the control plane agrees: n4 is Unknown, its Pods are evicted"),
+                (12, "rebound: web-new to n2"),
+                (13, "running: web-new is Ready on n2"),
+            ]
+        );
+        assert_eq!((story.ready.len(), story.dead.len()), (1, 2));
     }
 }
