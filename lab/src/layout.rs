@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! /var/lib/trellis-lab/<lab>/
+//!   unfinished               who makes it: written first; gone when it is up
 //!   lab.json                 written before anything else is made: `down` needs nothing more
-//!   unfinished               who makes it; gone when it is up
 //!   config.json              contexts with the administrator's certificate
 //!   underlay.pid             who holds the underlay's network namespace
 //!   nodes/<node>/etc         the node's /etc/trellis
