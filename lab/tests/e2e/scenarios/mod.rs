@@ -1,5 +1,6 @@
 //! One file per sentence about the cluster.
 
+mod cli;
 mod containers;
 mod daemons;
 mod faults;
@@ -25,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "the_first_members_death_right_after_up_is_survived", body: slice::survives_the_first_member },
     Scenario { name: "a_deployment_spreads_and_answers_across_nodes", body: slice::spreads_and_answers },
     Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
+    Scenario { name: "the_command_lines_codes_and_streams_are_as_documented", body: cli::table },
     Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },
     Scenario { name: "an_exec_ends_with_its_caller", body: streams::caller_dies },
     Scenario { name: "logs_know_previous_tail_and_follow", body: streams::logs_options },
