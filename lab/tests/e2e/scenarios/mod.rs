@@ -4,6 +4,7 @@ mod cli;
 mod containers;
 mod daemons;
 mod faults;
+mod lab_verbs;
 mod logs;
 mod members;
 mod policy;
@@ -27,6 +28,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_deployment_spreads_and_answers_across_nodes", body: slice::spreads_and_answers },
     Scenario { name: "a_dead_nodes_pods_run_elsewhere_and_the_node_returns", body: slice::survives_a_power_cut },
     Scenario { name: "the_command_lines_codes_and_streams_are_as_documented", body: cli::table },
+    Scenario { name: "the_labs_verbs_work_through_its_program", body: lab_verbs::through_the_program },
+    Scenario { name: "the_demonstration_tells_its_timeline", body: lab_verbs::demo },
     Scenario { name: "logs_exec_and_port_forward_work_through_any_member", body: streams::through_any_member },
     Scenario { name: "an_exec_ends_with_its_caller", body: streams::caller_dies },
     Scenario { name: "logs_know_previous_tail_and_follow", body: streams::logs_options },
