@@ -57,6 +57,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_partitioned_node_is_replaced_and_returns_without_doubles", body: faults::partitioned },
     Scenario { name: "when_most_nodes_are_lost_nothing_is_evicted", body: faults::most_are_lost },
     Scenario { name: "lossy_wires_are_no_death", body: wires::loss_kills_nobody },
+    Scenario { name: "a_node_that_stood_still_declares_nobody_dead", body: wires::stood_still },
     Scenario { name: "a_node_cut_off_one_way_does_not_flap", body: wires::one_way },
     Scenario { name: "a_wiped_member_joins_anew_and_catches_up", body: faults::wiped_member },
     Scenario { name: "a_removed_member_is_told_so_and_its_wiped_machine_joins_anew", body: members::removed_and_back },

@@ -25,19 +25,19 @@ const WATCHED: Duration = Duration::from_secs(8);
 const LOSS_PERCENT: &str = "5";
 
 /// What netds say of others from now on.
-struct Verdicts<'a> {
+pub struct Verdicts<'a> {
     cluster: &'a Cluster,
     begins: Vec<(String, usize)>,
 }
 
 impl<'a> Verdicts<'a> {
-    fn from_now(cluster: &'a Cluster) -> Self {
+    pub fn from_now(cluster: &'a Cluster) -> Self {
         let begins = cluster.lab.topology().nodes.iter().map(|n| (n.name.clone(), log(cluster, &n.name).len()));
         Self { begins: begins.collect(), cluster }
     }
 
     /// (who says it, of whom), a pair for each time that somebody was declared dead.
-    fn dead(&self) -> Vec<(String, String)> {
+    pub fn dead(&self) -> Vec<(String, String)> {
         let mut found = Vec::new();
         for (observer, begin) in &self.begins {
             let text = log(self.cluster, observer);
@@ -99,6 +99,29 @@ pub fn loss_kills_nobody(cluster: &mut Cluster) -> Outcome {
     cluster.lab.heal().unwrap();
     cluster.start("n5");
     cluster.wait_all_nodes_ready();
+    Outcome::Passed
+}
+
+/// More than the time in which a node that answers nothing is declared dead.
+const STOOD_STILL: Duration = Duration::from_secs(5);
+
+pub fn stood_still(cluster: &mut Cluster) -> Outcome {
+    let before = deploy(cluster);
+    let verdicts = Verdicts::from_now(cluster);
+    cluster.lab_command(&["pause", "n5"]).ok();
+    thread::sleep(STOOD_STILL);
+    assert_eq!(cluster.lab.power("n5").unwrap(), Power::Paused);
+    cluster.lab_command(&["resume", "n5"]).ok();
+    // To itself no time has passed, and none of its probes was answered: that says nothing of the others.
+    thread::sleep(WATCHED);
+    let dead = verdicts.dead();
+    assert!(dead.iter().filter(|(by, of)| by != "n5" && of == "n5").count() >= 4, "the positive control: {dead:?}");
+    let wrong: Vec<_> = dead.iter().filter(|(_, of)| of != "n5").collect();
+    assert!(wrong.is_empty(), "who stood still took others for dead: {wrong:?}");
+    cluster.wait_all_nodes_ready();
+    let after = uids(&cluster.wait_ready("default", "app=web", 5));
+    let replaced: Vec<_> = before.iter().filter(|p| p.node != "n5" && !after.contains(&p.uid)).collect();
+    assert!(replaced.is_empty(), "only what ran on n5 may have been replaced: {replaced:?}");
     Outcome::Passed
 }
 
