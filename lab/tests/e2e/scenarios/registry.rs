@@ -38,16 +38,25 @@ struct Recipe {
     name: &'static str,
     programs: &'static [&'static str],
     entrypoint: &'static [&'static str],
+    /// What a Pod's args replace.
+    cmd: &'static [&'static str],
 }
 
 const RECIPES: &[Recipe] = &[
-    Recipe { name: "nginx", programs: &["/usr/sbin/nginx"], entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx.conf"] },
+    Recipe {
+        name: "nginx",
+        programs: &["/usr/sbin/nginx"],
+        entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx.conf"],
+        cmd: &[],
+    },
     Recipe {
         name: "redis",
         programs: &["/usr/bin/redis-server", "/usr/bin/redis-cli"],
         entrypoint: &["/usr/bin/redis-server", "--protected-mode", "no", "--save", ""],
+        cmd: &[],
     },
-    Recipe { name: "busybox", programs: &["/bin/busybox"], entrypoint: &["/bin/busybox", "sleep", "100000"] },
+    // As everybody's busybox: no entry point.
+    Recipe { name: "busybox", programs: &["/bin/busybox"], entrypoint: &[], cmd: &["/bin/busybox", "sleep", "100000"] },
 ];
 
 /// Copies a program and what its dynamic loader needs.
@@ -84,7 +93,7 @@ fn make_images(folder: &Path) {
         fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").unwrap();
         fs::write(root.join("etc/nginx.conf"), NGINX_CONF).unwrap();
         if recipe.name == "busybox" {
-            for applet in ["sh", "wget", "sleep", "timeout"] {
+            for applet in ["sh", "cat", "echo", "rm", "sleep", "timeout", "touch", "wget"] {
                 std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
             }
         }
@@ -94,6 +103,9 @@ fn make_images(folder: &Path) {
         let mut config = vec!["config", "--image", &image];
         for word in recipe.entrypoint {
             config.extend(["--config.entrypoint", word]);
+        }
+        for word in recipe.cmd {
+            config.extend(["--config.cmd", word]);
         }
         umoci(&config);
     }
@@ -166,6 +178,82 @@ spec:
         - containerPort: 80
 ";
 
+/// Pods as that documentation teaches them: a plain one, one that is looked after by a command, one with a command and
+/// arguments of its own. Only the images are others.
+const DOCUMENTED_PODS: &str = "apiVersion: v1
+kind: Pod
+metadata:
+  name: nginx
+spec:
+  containers:
+  - name: nginx
+    image: 172.30.0.11:5000/library/nginx:1
+    ports:
+    - containerPort: 80
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  labels:
+    test: liveness
+  name: liveness-exec
+spec:
+  containers:
+  - name: liveness
+    image: 172.30.0.11:5000/library/busybox:1
+    args:
+    - /bin/sh
+    - -c
+    - touch /tmp/healthy; sleep 30; rm -f /tmp/healthy; sleep 600
+    livenessProbe:
+      exec:
+        command:
+        - cat
+        - /tmp/healthy
+      initialDelaySeconds: 5
+      periodSeconds: 5
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: command-demo
+  labels:
+    purpose: demonstrate-command
+spec:
+  containers:
+  - name: command-demo-container
+    image: 172.30.0.11:5000/library/busybox:1
+    env:
+    - name: MESSAGE
+      value: \"hello world\"
+    command: [\"/bin/sh\"]
+    args: [\"-c\", \"echo $(MESSAGE) from $HOSTNAME\"]
+  restartPolicy: OnFailure
+";
+
+/// The Pods run as the documentation says that they do.
+fn documented_pods(cluster: &Cluster) {
+    let said = cluster.apply("pods.yaml", DOCUMENTED_PODS);
+    assert_eq!(said.matches(" created").count(), 3, "{said}");
+    cluster.trellis(&["wait", "--for=condition=Ready", "pod/nginx", "pod/liveness-exec", "--timeout=60s"]).ok();
+    let phase = "--for=jsonpath={.status.phase}=Succeeded";
+    cluster.trellis(&["wait", phase, "pod/command-demo", "--timeout=60s"]).ok();
+    assert_eq!(cluster.trellis(&["logs", "command-demo"]).ok(), "hello world from command-demo\n");
+    let address = cluster.api.get("Pod", "default", "nginx").unwrap().unwrap()["status"]["podIP"].clone();
+    let answer = wait::until("nginx' answer", LIMIT, || cluster.ask("n2", address.as_str().unwrap(), 80));
+    assert_eq!(answer.unwrap_or_else(|e| panic!("{e}")).body.trim(), "nginx of Debian on nginx");
+}
+
+/// Half a minute after its start it is no longer healthy, and three looks later that counts.
+fn liveness_fails(cluster: &Cluster) {
+    let why = wait::until("the end of liveness-exec's health", LIMIT * 2, || {
+        let events = cluster.trellis(&["events", "--for=pod/liveness-exec"]).stdout;
+        let told = ["Unhealthy", "Liveness probe failed", "Killing"].iter().all(|w| events.contains(w));
+        if told { Ok(()) } else { Err(events) }
+    });
+    why.unwrap_or_else(|e| panic!("{e}"));
+}
+
 pub fn real_software(cluster: &mut Cluster) -> Outcome {
     if let Some(missing) = missing_tool() {
         return Outcome::Skipped(missing);
@@ -174,6 +262,7 @@ pub fn real_software(cluster: &mut Cluster) -> Outcome {
     for recipe in RECIPES {
         push(cluster, recipe.name, &format!("library/{}", recipe.name));
     }
+    documented_pods(cluster);
     cluster.apply("nginx.yaml", DOCUMENTED);
     let web = cluster.wait_ready("default", "app=nginx", 3);
     let (_forward, port) = streams::port_forward(cluster, "deployment/nginx-deployment", 80);
@@ -202,6 +291,7 @@ pub fn real_software(cluster: &mut Cluster) -> Outcome {
     assert_eq!(ask(&["get", "answer"]).trim(), "42");
     let fetched = cluster.ask_from_pod("default", "box", &format!("http://{}/", web[0].address)).ok();
     assert!(fetched.contains(&web[0].name), "{fetched}");
+    liveness_fails(cluster);
     cluster.lab.stop_daemon(HOME, "registry").unwrap();
     Outcome::Passed
 }
