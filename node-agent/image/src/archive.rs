@@ -16,17 +16,22 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Image, ImageError, ImageStore, layer,
+    members::Members,
     pull::verify,
     store::{Held, NewImage, parse_config},
-    unpack::UnpackError,
+    unpack::{Limits, UnpackError},
 };
 
 /// Manifests, indexes and configurations are a few kilobytes.
 pub(crate) const DOCUMENT_MAX_BYTES: u64 = 8 << 20;
 /// Parts of an archive: layers and documents of all its images.
 const PARTS_MAX: usize = 100_000;
+/// All their paths together; they are held in memory.
+const PATHS_MAX_BYTES: usize = 16 << 20;
 /// Images in one archive.
 const IMAGES_MAX: usize = 256;
+/// What is refused when it is no layer.
+const ITSELF: &str = "(the archive itself)";
 
 impl ImageStore {
     /// Imports every image of an archive file that fits this machine. Blocking.
@@ -44,7 +49,7 @@ impl ImageStore {
 
     fn import_from(&self, archive: &Path, name: &str, place: &Path) -> Result<Vec<Arc<Image>>, ImageError> {
         let plain = decompressed(archive, place, self.shared.options.limits.layer_bytes)?;
-        let parts = Parts::read(&plain, name)?;
+        let parts = Parts::read(&plain, name, &self.shared.options.limits)?;
         let found = if parts.has("index.json") { oci_images(&parts)? } else { docker_images(&parts)? };
         if found.is_empty() || found.len() > IMAGES_MAX {
             let reason = format!("{} images for this machine in it; 1 to {IMAGES_MAX} can be imported", found.len());
@@ -130,7 +135,7 @@ fn decompressed(archive: &Path, place: &Path, limit_bytes: u64) -> Result<PathBu
     if copied > limit_bytes {
         let name = archive.display().to_string();
         let source = UnpackError::TooLarge { limit_bytes };
-        return Err(ImageError::Unpack { name, layer: "the archive itself".to_owned(), source });
+        return Err(ImageError::Unpack { name, layer: ITSELF.to_owned(), source });
     }
     Ok(place.to_owned())
 }
@@ -144,21 +149,28 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn read(path: &'a Path, name: &'a str) -> Result<Self, ImageError> {
-        let broken =
-            |e: io::Error| ImageError::Malformed { name: name.to_owned(), reason: format!("not a tar archive: {e}") };
-        let mut archive = tar::Archive::new(File::open(path).map_err(ImageError::io(path))?);
+    fn read(path: &'a Path, name: &'a str, limits: &Limits) -> Result<Self, ImageError> {
+        let broken = |source: UnpackError| match source {
+            UnpackError::Stream(e) => {
+                ImageError::Malformed { name: name.to_owned(), reason: format!("not a tar archive: {e}") }
+            }
+            source => ImageError::Unpack { name: name.to_owned(), layer: ITSELF.to_owned(), source },
+        };
+        let file = File::open(path).map_err(ImageError::io(path))?;
+        let mut members = Members::seeking(file, limits.extension_bytes);
         let mut parts = Self { path, name, files: HashMap::new(), links: HashMap::new() };
-        for entry in archive.entries_with_seek().map_err(broken)? {
-            let entry = entry.map_err(broken)?;
-            let at = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-            match entry.header().entry_type() {
+        let mut path_bytes = 0;
+        while let Some(member) = members.next().map_err(broken)? {
+            let at = String::from_utf8_lossy(&member.path()).trim_start_matches("./").to_owned();
+            path_bytes += at.len();
+            match member.header.entry_type() {
                 tar::EntryType::Regular | tar::EntryType::Continuous => {
-                    parts.files.insert(at, (entry.raw_file_position(), entry.size()));
+                    parts.files.insert(at, (member.offset, member.size));
                 }
                 // `docker save` of old links equal layers to each other.
                 tar::EntryType::Symlink | tar::EntryType::Link => {
-                    if let Some(target) = entry.link_name_bytes() {
+                    if let Some(target) = member.link_name() {
+                        path_bytes += target.len();
                         parts.links.insert(at, String::from_utf8_lossy(&target).into_owned());
                     }
                 }
@@ -166,6 +178,9 @@ impl<'a> Parts<'a> {
             }
             if parts.files.len() + parts.links.len() > PARTS_MAX {
                 return Err(parts.malformed(format!("more than {PARTS_MAX} files")));
+            }
+            if path_bytes > PATHS_MAX_BYTES {
+                return Err(parts.malformed(format!("more than {PATHS_MAX_BYTES} bytes of paths")));
             }
         }
         Ok(parts)

@@ -17,6 +17,7 @@ mod archive;
 mod error;
 pub mod gc;
 mod layer;
+mod members;
 mod pull;
 mod registry;
 mod store;

@@ -167,6 +167,24 @@ fn what_is_no_image_is_refused_by_name() {
     }
 }
 
+/// Its entry is never looked at: what comes before it is too large to be read.
+#[test]
+fn an_archive_with_a_large_extension_header_is_refused_unread() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("s"), Options::default()).unwrap();
+    let with_comment = |bytes: usize| {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("comment", &vec![b'c'; bytes][..])]).unwrap();
+        let mut all = builder.into_inner().unwrap();
+        all.truncate(all.len() - 1024);
+        all.extend(oci("web:1", &layers(), false));
+        store.import(&write(dir.path(), &all))
+    };
+    let e = with_comment(2 << 20).unwrap_err();
+    assert!(e.to_string().contains("bytes in an extension header"), "{e}");
+    assert_eq!(with_comment(1 << 19).unwrap().len(), 1);
+}
+
 #[test]
 fn a_name_moves_to_the_newer_image() {
     let dir = tempfile::tempdir().unwrap();

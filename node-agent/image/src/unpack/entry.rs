@@ -1,8 +1,9 @@
 //! One tar entry, read and checked before anything is done with it.
 
-use std::{ffi::OsString, io::Read, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 use super::{Limits, UnpackError, stream};
+use crate::members::Member;
 
 /// What the entry is.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,8 +39,8 @@ impl Header {
         self.path.display().to_string()
     }
 
-    pub fn read<R: Read>(entry: &mut tar::Entry<'_, R>, limits: &Limits) -> Result<Self, UnpackError> {
-        let raw = entry.path_bytes().into_owned();
+    pub fn read(entry: &Member, limits: &Limits) -> Result<Self, UnpackError> {
+        let raw = entry.path();
         let shown = String::from_utf8_lossy(&raw).into_owned();
         if raw.len() > limits.path_bytes {
             let entry = shown.chars().take(80).collect();
@@ -47,8 +48,7 @@ impl Header {
         }
         let mut path = clean(&raw).ok_or_else(|| UnpackError::Escapes { entry: shown.clone() })?;
         let extensions = Extensions::read(entry, &shown, limits)?;
-        let header = entry.header();
-        extensions.check_size(header, &shown)?;
+        let header = &entry.header;
         let number = |value: std::io::Result<u64>, what: &'static str| {
             let value =
                 value.map_err(|e| UnpackError::Conflict { entry: shown.clone(), what: format!("{what}: {e}") })?;
@@ -80,15 +80,16 @@ impl Header {
     }
 }
 
-fn kind<R: Read>(entry: &tar::Entry<'_, R>, shown: &str) -> Result<Kind, UnpackError> {
+fn kind(entry: &Member, shown: &str) -> Result<Kind, UnpackError> {
     use tar::EntryType as T;
     let target = || {
-        entry.link_name_bytes().filter(|t| !t.is_empty()).map(std::borrow::Cow::into_owned).ok_or_else(|| {
-            UnpackError::Conflict { entry: shown.to_owned(), what: "a link without a target".to_owned() }
+        entry.link_name().filter(|t| !t.is_empty()).ok_or_else(|| UnpackError::Conflict {
+            entry: shown.to_owned(),
+            what: "a link without a target".to_owned(),
         })
     };
-    Ok(match entry.header().entry_type() {
-        T::Regular | T::Continuous | T::GNUSparse => Kind::File,
+    Ok(match entry.header.entry_type() {
+        T::Regular | T::Continuous => Kind::File,
         T::Directory => Kind::Folder,
         T::Symlink => Kind::Symlink(OsString::from_vec(target()?)),
         T::Link => {
@@ -144,7 +145,6 @@ fn clean(raw: &[u8]) -> Option<PathBuf> {
 /// What a PAX header adds.
 #[derive(Default)]
 struct Extensions {
-    size: Option<u64>,
     uid: Option<u32>,
     gid: Option<u32>,
     mtime: Option<(i64, i64)>,
@@ -152,25 +152,17 @@ struct Extensions {
 }
 
 impl Extensions {
-    fn read<R: Read>(entry: &mut tar::Entry<'_, R>, shown: &str, limits: &Limits) -> Result<Self, UnpackError> {
+    fn read(entry: &Member, shown: &str, limits: &Limits) -> Result<Self, UnpackError> {
         let mut all = Self::default();
-        let Some(extensions) = entry.pax_extensions().map_err(stream)? else { return Ok(all) };
         let mut bytes = 0;
-        for extension in extensions {
-            let extension = extension.map_err(stream)?;
-            let (Ok(key), value) = (extension.key(), extension.value_bytes()) else { continue };
+        for record in entry.pax() {
+            let (key, value) = record.map_err(stream)?;
+            let Ok(key) = std::str::from_utf8(key) else { continue };
             let conflict = |what: String| UnpackError::Conflict { entry: shown.to_owned(), what };
             let text = || std::str::from_utf8(value).map_err(|_| conflict(format!("PAX {key} is not text")));
             let parsed = |t: &str| t.parse::<u64>().map_err(|_| conflict(format!("PAX {key} {t:?} is no number")));
             let narrow = |n: u64| u32::try_from(n).map_err(|_| conflict(format!("PAX {key} {n} is too large")));
             match key {
-                "size" => {
-                    let size = parsed(text()?)?;
-                    if all.size.is_some_and(|before| before != size) {
-                        return Err(conflict("two PAX sizes".to_owned()));
-                    }
-                    all.size = Some(size);
-                }
                 "uid" => all.uid = Some(narrow(parsed(text()?)?)?),
                 "gid" => all.gid = Some(narrow(parsed(text()?)?)?),
                 "mtime" => all.mtime = time(text()?),
@@ -196,17 +188,6 @@ impl Extensions {
             }
         }
         Ok(all)
-    }
-
-    /// A PAX size is for what the old field cannot hold. When both are given and differ, two
-    /// readers would see two different archives (CVE-2025-62518).
-    fn check_size(&self, header: &tar::Header, shown: &str) -> Result<(), UnpackError> {
-        let (Some(pax), Ok(old)) = (self.size, header.entry_size()) else { return Ok(()) };
-        if old != 0 && old != pax {
-            let what = format!("size {old} in the header, {pax} in its PAX extension");
-            return Err(UnpackError::Conflict { entry: shown.to_owned(), what });
-        }
-        Ok(())
     }
 }
 

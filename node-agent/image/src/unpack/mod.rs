@@ -7,7 +7,7 @@
 //!
 //! Refused, with the entry's name: absolute and `..` paths, ancestors that are symbolic links,
 //! hard links out of the layer or through symbolic links, device nodes, `trusted.*` attributes,
-//! headers that contradict each other, more entries or bytes than the limits.
+//! sparse files, headers that contradict each other, more entries or bytes than the limits.
 
 mod entry;
 mod padded;
@@ -21,6 +21,8 @@ use std::{
 use padded::Padded;
 use tree::Tree;
 
+use crate::members::Members;
+
 /// Bounds on one layer.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -32,11 +34,19 @@ pub struct Limits {
     pub path_bytes: usize,
     /// Extended attributes of one entry, all values together.
     pub xattr_bytes: usize,
+    /// One long name or PAX header, which is held in memory.
+    pub extension_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { layer_bytes: 16 << 30, entries: 2_000_000, path_bytes: 4096, xattr_bytes: 64 << 10 }
+        Self {
+            layer_bytes: 16 << 30,
+            entries: 2_000_000,
+            path_bytes: 4096,
+            xattr_bytes: 64 << 10,
+            extension_bytes: 1 << 20,
+        }
     }
 }
 
@@ -92,6 +102,12 @@ pub enum UnpackError {
         /// The type byte.
         kind: char,
     },
+    /// A file with holes: a few bytes of archive could stand for any number of them on disk.
+    #[error("entry {entry:?} is a sparse file, which no image holds: make the archive without (tar's --sparse)")]
+    Sparse {
+        /// Path of the entry.
+        entry: String,
+    },
     /// Two statements about one entry that cannot both be true.
     #[error("entry {entry:?} has conflicting headers: {what}")]
     Conflict {
@@ -139,22 +155,21 @@ impl UnpackError {
 /// Cost: one pass over the stream; memory grows with the number of folders only (their time
 /// stamps are set at the end).
 pub fn unpack(reader: impl Read, root: &OwnedFd, limits: &Limits) -> Result<(), UnpackError> {
-    let mut archive = tar::Archive::new(Padded::new(reader));
+    let mut members = Members::new(Padded::new(reader), limits.extension_bytes);
     let mut tree = Tree::new(root, limits)?;
     let mut count = 0_u64;
-    for entry in archive.entries().map_err(stream)? {
-        let mut entry = entry.map_err(stream)?;
-        if entry.header().entry_type() == tar::EntryType::XGlobalHeader {
+    while let Some(entry) = members.next().map_err(unwrapped)? {
+        if entry.header.entry_type() == tar::EntryType::XGlobalHeader {
             // Words about the archive as a whole (git writes its commit); other readers do not apply
             // them to its entries either. It counts as an entry: a stream of them has an end.
             count += 1;
             within(count, "PAX global header", limits)?;
             continue;
         }
-        let header = entry::Header::read(&mut entry, limits)?;
+        let header = entry::Header::read(&entry, limits)?;
         count += 1;
         within(count, &header.shown(), limits)?;
-        tree.add(&header, &mut entry)?;
+        tree.add(&header, &mut members)?;
     }
     tree.finish()
 }
@@ -171,6 +186,13 @@ fn stream(error: io::Error) -> UnpackError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<UnpackError>()) {
         Some(UnpackError::TooLarge { limit_bytes }) => UnpackError::TooLarge { limit_bytes: *limit_bytes },
         _ => UnpackError::Stream(error),
+    }
+}
+
+fn unwrapped(error: UnpackError) -> UnpackError {
+    match error {
+        UnpackError::Stream(error) => stream(error),
+        other => other,
     }
 }
 

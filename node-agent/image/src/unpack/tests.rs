@@ -45,7 +45,9 @@ fn try_unpack(build: impl FnOnce(&mut Tar), limits: &Limits) -> (tempfile::TempD
     fs::write(outer.path().join("victim"), "untouched").unwrap();
     let fd = fs::File::open(&root).unwrap().into();
     let result = unpack(Cursor::new(bytes), &fd, limits);
-    assert_eq!(fs::read_to_string(outer.path().join("victim")).unwrap(), "untouched");
+    let victim = outer.path().join("victim");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    assert_eq!(fs::symlink_metadata(&victim).unwrap().nlink(), 1, "it got a second name");
     assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2, "something was written beside the root");
     (outer, result)
 }
@@ -303,8 +305,181 @@ fn a_truncated_layer_is_an_error_not_a_short_layer() {
     assert!(matches!(e, UnpackError::Stream(_)), "{e}");
 }
 
+#[test]
+fn sparse_files_are_refused_before_their_holes_are_made() {
+    let holes = |extended: bool| {
+        move |t: &mut Tar| {
+            let mut h = Header::new_gnu();
+            h.set_entry_type(EntryType::GNUSparse);
+            h.set_size(0);
+            h.set_mode(0o644);
+            h.set_mtime(0);
+            let gnu = h.as_gnu_mut().unwrap();
+            gnu.name[..6].copy_from_slice(b"sparse");
+            for field in [&mut gnu.realsize, &mut gnu.sparse[0].offset] {
+                field.copy_from_slice(format!("{:011o}\0", 64 << 20).as_bytes());
+            }
+            gnu.sparse[0].numbytes.copy_from_slice(b"00000000000\0");
+            gnu.isextended[0] = u8::from(extended);
+            h.set_cksum();
+            t.append(&h, &[][..]).unwrap();
+        }
+    };
+    for extended in [false, true] {
+        let e = bad(holes(extended));
+        assert!(matches!(e, UnpackError::Sparse { .. }) && e.to_string().contains("sparse"), "{e}");
+    }
+    // The other two formats that GNU tar has for it.
+    for key in ["GNU.sparse.major", "GNU.sparse.map"] {
+        let e = bad(|t| {
+            pax(t, &[(key, b"1")]);
+            file(t, "f", "x");
+        });
+        assert!(matches!(e, UnpackError::Sparse { .. }), "{key}: {e}");
+    }
+}
+
+#[test]
+fn what_is_written_is_counted_whatever_the_stream_was() {
+    let two = |t: &mut Tar| ["a", "b"].iter().for_each(|f| file(t, f, &"x".repeat(600)));
+    let limits = |layer_bytes| Limits { layer_bytes, ..Limits::default() };
+    try_unpack(two, &limits(1200)).1.unwrap();
+    let e = try_unpack(two, &limits(1199)).1.unwrap_err();
+    assert!(matches!(e, UnpackError::TooLarge { limit_bytes: 1199 }), "{e}");
+}
+
+/// Counts what was asked of it.
+struct Counted<R>(R, u64);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read(buffer)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+}
+
+#[test]
+fn a_large_extension_header_is_refused_before_it_is_read() {
+    for kind in [EntryType::XHeader, EntryType::GNULongName, EntryType::GNULongLink] {
+        let mut h = Header::new_gnu();
+        h.set_entry_type(kind);
+        h.set_size(4 << 30);
+        h.set_cksum();
+        let mut endless = Counted(Cursor::new(h.as_bytes().to_vec()).chain(io::repeat(0).take(4 << 30)), 0);
+        let root = tempfile::tempdir().unwrap();
+        let fd = fs::File::open(root.path()).unwrap().into();
+        let e = unpack(&mut endless, &fd, &Limits::default()).unwrap_err();
+        assert!(e.to_string().contains("1048576 bytes in an extension header"), "{e}");
+        assert_eq!(endless.1, 512, "only its header was read");
+    }
+    // The control: what is not too large is taken, and holds for its entry.
+    let dir = good(|t| {
+        pax(t, &[("comment", &vec![b'c'; 1 << 19]), ("path", b"other")]);
+        file(t, "f", "x");
+    });
+    assert!(dir.path().join("root/other").exists());
+    let e = bad(|t| {
+        t.append_data(&mut header(EntryType::Regular, 0), "long/".repeat(1000), &[][..]).unwrap();
+    });
+    assert!(matches!(e, UnpackError::TooMany { what: "bytes in a path", .. }), "{e}");
+}
+
+#[test]
+fn a_value_may_hold_newlines() {
+    if !root() {
+        return;
+    }
+    let dir = good(|t| {
+        pax(t, &[("SCHILY.xattr.user.x", b"\n\n1=\n")]);
+        file(t, "f", "x");
+    });
+    let mut value = [0_u8; 64];
+    match rustix::fs::getxattr(dir.path().join("root/f"), "user.x", &mut value[..]) {
+        Ok(n) => assert_eq!(&value[..n], b"\n\n1=\n"),
+        Err(e) => eprintln!("SKIPPED: a_value_may_hold_newlines: no user attributes here: {e}"),
+    }
+}
+
+/// Names that meet: links, what could lie behind them, whiteouts of them. Some are there twice, so that
+/// a link that leads out, and an entry behind it, come together a few times in each run of the test.
+const NAMES: &[&str] =
+    &["way", "way", "a", "way/victim", "way/victim", "a/victim", "way/.wh.victim", ".wh.way", "a/way/victim"];
+/// Ways out, but not far: a test that finds a hole must not harm the machine.
+const TARGETS: &[&str] = &["..", "..", "../victim", ".", "way/victim", "a"];
+/// Parts that mean something to somebody: to the path's parser, to whiteouts.
+const PARTS: &[&str] =
+    &["a", "way", "victim", "b", "..", ".", "", ".wh.a", ".wh.", ".wh...", ".wh..wh..opq", "x\u{0}y"];
+/// All types of POSIX and GNU, and one of nobody.
+const TYPES: &[u8] = b"\x0001234567xgLKSDMVZ";
+
+fn hostile_path(known: &'static [&'static str], absolute: f64) -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::{collection::vec, prelude::*, sample::select};
+    let parts = (proptest::bool::weighted(absolute), vec(select(PARTS), 0..5));
+    let made = parts.prop_map(|(absolute, parts)| format!("{}{}", if absolute { "/" } else { "" }, parts.join("/")));
+    prop_oneof![4 => select(known).prop_map(str::to_owned), 1 => made]
+}
+
+#[derive(Clone, Debug)]
+struct Hostile {
+    kind: u8,
+    path: String,
+    link: String,
+    content: Vec<u8>,
+    /// The size it states, if that is not the content's.
+    size: Option<u64>,
+    /// Path, link and size of a PAX header before it.
+    pax: Option<(String, String, u64)>,
+}
+
+impl Hostile {
+    fn write(&self, tar: &mut Tar) {
+        if let Some((path, link, size)) = &self.pax {
+            let size = size.to_string();
+            pax(tar, &[("path", path.as_bytes()), ("linkpath", link.as_bytes()), ("size", size.as_bytes())]);
+        }
+        let mut h = header(EntryType::new(self.kind), self.size.unwrap_or(self.content.len() as u64));
+        h.as_old_mut().name[..self.path.len()].copy_from_slice(self.path.as_bytes());
+        h.as_old_mut().linkname[..self.link.len()].copy_from_slice(self.link.as_bytes());
+        h.set_cksum();
+        tar.append(&h, &self.content[..]).unwrap();
+    }
+}
+
+fn hostile() -> impl proptest::strategy::Strategy<Value = Hostile> {
+    use proptest::{collection::vec, option::weighted, prelude::*, sample::select};
+    // Most are files, folders and links, so that archives get far.
+    let kind = prop_oneof![4 => select(&b"00122225"[..]), 1 => select(TYPES)];
+    let pax = weighted(0.1, (hostile_path(NAMES, 0.1), hostile_path(TARGETS, 0.0), 0_u64..3));
+    let size = weighted(0.05, any::<u64>().prop_map(|n| n >> 31));
+    // What stands in an extension header is a path as often as not.
+    let content = prop_oneof![
+        4 => Just(Vec::new()),
+        2 => hostile_path(NAMES, 0.1).prop_map(String::into_bytes),
+        1 => vec(any::<u8>(), 0..700),
+    ];
+    (kind, hostile_path(NAMES, 0.1), hostile_path(TARGETS, 0.0), content, size, pax)
+        .prop_map(|(kind, path, link, content, size, pax)| Hostile { kind, path, link, content, size, pax })
+}
+
 proptest::proptest! {
-    /// Whatever bytes come, nothing panics and nothing is written outside.
+    /// Whatever an archive says, nothing panics and nothing is written outside: not by names, not
+    /// through links of an earlier entry.
+    #[test]
+    fn any_archive_stays_inside(entries in proptest::collection::vec(hostile(), 2..12)) {
+        let limits = Limits { layer_bytes: 1 << 20, ..Limits::default() };
+        // Without the entries that are refused the others are reached.
+        let mut taken: Vec<Hostile> = Vec::new();
+        for entry in entries {
+            let mut all = taken.clone();
+            all.push(entry);
+            let (_dir, result) = try_unpack(|t| all.iter().for_each(|e| e.write(t)), &limits);
+            if result.is_ok() {
+                taken = all;
+            }
+        }
+    }
+
     #[test]
     fn any_bytes_stay_inside(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..4096)) {
         let (_dir, _result) = try_unpack(|t| { t.get_mut().extend_from_slice(&bytes); }, &Limits::default());

@@ -28,6 +28,8 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLI
 pub(super) struct Tree<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
+    /// Bytes written into files.
+    written: u64,
     /// Times of folders, set last: making entries in them changes them.
     folders: Vec<(PathBuf, (i64, i64))>,
     /// The folder of the entry before: archives are sorted, so most entries share it.
@@ -36,7 +38,7 @@ pub(super) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Result<Self, UnpackError> {
-        Ok(Self { root, limits, folders: Vec::new(), last: None })
+        Ok(Self { root, limits, written: 0, folders: Vec::new(), last: None })
     }
 
     pub fn add(&mut self, header: &Header, content: &mut impl Read) -> Result<(), UnpackError> {
@@ -146,9 +148,30 @@ impl<'a> Tree<'a> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat2(parent, name, flags, Mode::from_raw_mode(0o600), RESOLVE).map_err(disk(shown))?;
         let mut file = File::from(fd);
-        copy(content, &mut file, shown)?;
+        self.copy(content, &mut file, shown)?;
         self.dress(file.as_fd(), header, shown)?;
         rustix::fs::futimens(&file, &times(header.mtime)).map_err(disk(shown))
+    }
+
+    /// Writing fails with the disk's error, reading with the stream's. The layer's limit holds for
+    /// what is written, too, whatever the stream made it of.
+    fn copy(&mut self, from: &mut impl Read, to: &mut File, shown: &str) -> Result<(), UnpackError> {
+        use std::io::Write;
+        let limit_bytes = self.limits.layer_bytes;
+        let mut buffer = vec![0_u8; 64 << 10];
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(stream(e)),
+            };
+            self.written += n as u64;
+            if self.written > limit_bytes {
+                return Err(UnpackError::TooLarge { limit_bytes });
+            }
+            to.write_all(&buffer[..n]).map_err(|e| UnpackError::disk(shown, e))?;
+        }
     }
 
     fn folder(&mut self, parent: &OwnedFd, name: &OsStr, header: &Header, shown: &str) -> Result<(), UnpackError> {
@@ -233,21 +256,6 @@ impl<'a> Tree<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Writing fails with the disk's error, reading with the stream's.
-fn copy(from: &mut impl Read, to: &mut File, shown: &str) -> Result<(), UnpackError> {
-    use std::io::Write;
-    let mut buffer = vec![0_u8; 64 << 10];
-    loop {
-        let n = match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(stream(e)),
-        };
-        to.write_all(&buffer[..n]).map_err(|e| UnpackError::disk(shown, e))?;
     }
 }
 
