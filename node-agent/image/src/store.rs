@@ -60,6 +60,17 @@ pub struct Image {
     pub config: Arc<ImageConfiguration>,
 }
 
+impl Image {
+    /// The layers as an overlay takes them: topmost first. A layer that the image names more than
+    /// once (an empty one, often) stands where it is topmost: overlayfs takes no folder twice, and
+    /// below itself a layer shows nothing that it does not show above.
+    #[must_use]
+    pub fn stack(&self) -> Vec<PathBuf> {
+        let mut seen = BTreeSet::new();
+        self.layers.iter().rev().filter(|layer| seen.insert(*layer)).cloned().collect()
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Record {
     version: u32,

@@ -253,6 +253,37 @@ fn with_small_disk(name: &'static str, megabytes: u32, test: impl FnOnce(&Path) 
     on_thread.join().unwrap();
 }
 
+/// Mounts an overlay of these folders, topmost first, on `disk/root`.
+fn overlay(disk: &Path, lower: &[std::path::PathBuf]) -> nix::Result<std::path::PathBuf> {
+    use nix::mount::{MsFlags, mount, umount};
+    let [upper, work, root] = ["upper", "work", "root"].map(|name| disk.join(name));
+    for folder in [&upper, &work, &root] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    // Not mounted the first time.
+    let _ = umount(&root);
+    let lower: Vec<String> = lower.iter().map(|l| l.display().to_string()).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str())).map(|()| root)
+}
+
+#[test]
+fn an_image_may_name_a_layer_twice() {
+    with_small_disk("an_image_may_name_a_layer_twice", 8, |disk| {
+        let archives = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(&disk.join("s"), Options::default()).unwrap();
+        let (a, b) = (tar(&[("f", b"a"), ("only-a", b"")]), tar(&[("f", b"b"), ("only-b", b"")]));
+        let image = store.import(&write(archives.path(), &oci("x:1", &[a.clone(), b, a], false))).unwrap().remove(0);
+        assert_eq!(image.stack(), [image.layers[2].clone(), image.layers[1].clone()]);
+        // That it must not be given twice is the kernel's word.
+        let all: Vec<_> = image.layers.iter().rev().cloned().collect();
+        assert_eq!(overlay(disk, &all).unwrap_err(), nix::errno::Errno::ELOOP);
+        let root = overlay(disk, &image.stack()).unwrap();
+        assert_eq!(fs::read_to_string(root.join("f")).unwrap(), "a");
+        assert!(root.join("only-a").exists() && root.join("only-b").exists());
+    });
+}
+
 #[test]
 fn a_full_disk_is_cleared_of_the_images_longest_unused() {
     with_small_disk("a_full_disk_is_cleared_of_the_images_longest_unused", 32, |disk| {

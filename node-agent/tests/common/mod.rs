@@ -316,7 +316,7 @@ fn sha(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A docker archive with busybox and its applets.
+/// A docker archive with busybox and its applets; its empty layer comes twice, as builders make them.
 fn archive() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let header = |kind: tar::EntryType, mode: u32, size: u64| {
@@ -340,22 +340,27 @@ fn archive() -> Vec<u8> {
     let size = passwd.len() as u64;
     layer.append_data(&mut header(tar::EntryType::Regular, 0o644, size), "etc/passwd", &passwd[..]).unwrap();
     let layer = layer.into_inner().unwrap();
+    // BuildKit names one empty layer as often as it comes.
+    let empty = tar::Builder::new(Vec::new()).into_inner().unwrap();
+    let diff_ids = [&empty, &layer, &empty].map(|l| format!("sha256:{}", sha(l)));
     let config = |config: serde_json::Value| {
         serde_json::json!({"architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
             "os": "linux", "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha(&layer))]}})
+            "rootfs": {"type": "layers", "diff_ids": diff_ids}})
         .to_string()
     };
     let plain = config(serde_json::json!({"Cmd": ["/bin/sh"]}));
     let usr1 = config(serde_json::json!({"Cmd": ["/bin/sh"], "StopSignal": "SIGUSR1"}));
+    let layers = ["empty.tar", "layer.tar", "empty.tar"];
     let manifest = serde_json::json!([
-        {"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]},
-        {"Config": "usr1.json", "RepoTags": [USR1_IMAGE], "Layers": ["layer.tar"]}])
+        {"Config": "config.json", "RepoTags": [IMAGE], "Layers": layers},
+        {"Config": "usr1.json", "RepoTags": [USR1_IMAGE], "Layers": layers}])
     .to_string();
     let mut all = tar::Builder::new(Vec::new());
     for (name, bytes) in [
         ("config.json", plain.as_bytes()),
         ("usr1.json", usr1.as_bytes()),
+        ("empty.tar", &empty[..]),
         ("layer.tar", &layer[..]),
         ("manifest.json", manifest.as_bytes()),
     ] {

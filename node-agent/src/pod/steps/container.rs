@@ -152,8 +152,7 @@ fn build(
     attempt: u32,
     env: Vec<(String, String)>,
 ) -> Result<CreateContainer, String> {
-    let mut lower = image.layers.clone();
-    lower.reverse();
+    let lower = image.stack();
     let image_user = image.config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
     let db = user::UserDb::read(&lower);
     let user = user::resolve(&db, &image_user, &step.pod, c).map_err(|e| e.to_string())?;
