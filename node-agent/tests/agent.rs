@@ -88,6 +88,39 @@ async fn a_pod_runs_talks_and_goes_without_a_trace() {
     node.api.until("talks", "told of in Events", all).await;
 }
 
+/// Below the node's /sys, which such a container sees, lie mounts of their own: its cgroups above all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_on_the_nodes_network_cannot_write_its_cgroups() {
+    let Some(node) = Node::start("host").await else { return };
+    node.import_busybox().await;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let name = format!("trellis-probe-{}", std::process::id());
+    let below = |group: &str| std::path::Path::new(group).join(&name);
+    // The control: they can be written by root that is in no container.
+    let writable = |group: &&str| {
+        std::fs::create_dir(below(group)).and_then(|()| std::fs::remove_dir(below(group))).is_ok()
+    };
+    let groups: Vec<&str> = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .filter(|m| m[1].starts_with("/sys/") && ["tmpfs", "cgroup", "cgroup2"].contains(&m[2]))
+        .map(|m| m[1])
+        .filter(writable)
+        .collect();
+    assert!(!groups.is_empty(), "nothing to be tried: {mounts}");
+    let list = groups.join(" ");
+    let script = format!("for g in {list}; do busybox mkdir $g/{name} && echo made; done; echo over");
+    let spec = json!({"hostNetwork": true, "restartPolicy": "Never", "containers": [container("a", &script)]});
+    let uid = node.api.bind("host", spec);
+    node.api.until("host", "over", |p| p["status"]["phase"] == "Succeeded").await;
+    let said = logs(&node, "host", |_| ()).await;
+    let made = groups.iter().filter(|g| std::fs::remove_dir(below(g)).is_ok()).count();
+    assert_eq!((made, said.matches("Read-only file system").count()), (0, groups.len()), "{said}");
+    assert!(said.contains("over"), "{said}");
+    node.api.terminate("host", 0);
+    gone(&node, "host", &uid).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn init_containers_volumes_and_an_end() {
     let Some(node) = Node::start("volumes").await else { return };

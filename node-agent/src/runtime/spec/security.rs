@@ -10,7 +10,8 @@ pub fn is_privileged(c: &Container) -> bool {
 }
 
 /// Privileged containers may write to /sys and see cgroups; one on the node's network cannot
-/// mount a sysfs of its own, so it gets the node's.
+/// mount a sysfs of its own, so it gets the node's, with all that is mounted below: cgroups, debugfs,
+/// bpf. Plain `ro` would be about the topmost mount only.
 pub fn adjust_mounts(mounts: &mut Vec<Mount>, privileged: bool, pod: &Pod) {
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     for m in mounts.iter_mut() {
@@ -20,8 +21,8 @@ pub fn adjust_mounts(mounts: &mut Vec<Mount>, privileged: bool, pod: &Pod) {
             m.set_options(Some(options.into_iter().filter(|o| o != "ro").collect()));
         }
         if host_network && m.destination().as_os_str() == "/sys" {
-            let mode = if privileged { "rw" } else { "ro" };
-            *m = defaults::mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", mode]);
+            let mode = if privileged { "rw" } else { "rro" };
+            *m = defaults::mount("/sys", "bind", "/sys", &["rbind", "rnosuid", "rnoexec", "rnodev", mode]);
         }
     }
     if host_network {

@@ -215,6 +215,20 @@ fn security_contexts_are_applied() {
 }
 
 #[test]
+fn the_nodes_sys_is_read_only_with_all_that_is_mounted_below() {
+    let sys = |context: Value| {
+        let mut pod = one(json!({"command": ["x"], "securityContext": context}));
+        pod["hostNetwork"] = json!(true);
+        let spec = built(pod, json!({})).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        assert!(!mounts.iter().any(|m| m["destination"] == "/sys/fs/cgroup"));
+        mounts.into_iter().find(|m| m["destination"] == "/sys").unwrap()["options"].clone()
+    };
+    assert_eq!(sys(json!({})), json!(["rbind", "rnosuid", "rnoexec", "rnodev", "rro"]));
+    assert_eq!(sys(json!({"privileged": true})), json!(["rbind", "rnosuid", "rnoexec", "rnodev", "rw"]));
+}
+
+#[test]
 fn user_databases_are_read_without_leaving_the_layer() {
     let dir = tempfile::tempdir().unwrap();
     let layer = |n: &str| {
