@@ -46,6 +46,12 @@ async fn exec(node: &Node, pod: &str, command: &[&str], stdin: Option<&str>, tty
     (code, String::from_utf8(text).unwrap())
 }
 
+/// The process whose command line holds this is there.
+fn runs(marker: &str) -> bool {
+    let lines = std::fs::read_dir("/proc").unwrap().flatten().map(|e| std::fs::read(e.path().join("cmdline")));
+    lines.flatten().any(|line| String::from_utf8_lossy(&line).contains(marker))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_talks_and_goes_without_a_trace() {
     let Some(node) = Node::start("talks").await else { return };
@@ -86,6 +92,45 @@ async fn a_pod_runs_talks_and_goes_without_a_trace() {
     let told = |want: &str| node.api.reasons("talks").iter().any(|r| r == want);
     let all = |_: &Value| ["Pulled", "Created", "Started", "Killing"].into_iter().all(told);
     node.api.until("talks", "told of in Events", all).await;
+}
+
+/// More output than the pipe, the stream's queue and the connection's windows hold: when the process
+/// ends, the last of it lies in the pipe, and there it stays while its reader does something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_of_exec_gets_all_before_the_exit_code() {
+    const BYTES: usize = 8 << 20;
+    const PAUSE: Duration = Duration::from_secs(2);
+    let Some(node) = Node::start("slow").await else { return };
+    node.import_busybox().await;
+    let uid = node.api.bind("slow", json!({"containers": [container("a", "exec sleep 600")]}));
+    node.api.until("slow", "running", running).await;
+    let marker = format!("slow-reader-{}", std::process::id());
+    let script = format!("dd if=/dev/zero bs=65536 count=128 2>/dev/null; exit 5 # {marker}");
+    let start = ExecStart {
+        namespace: "default".into(),
+        pod: "slow".into(),
+        command: ["sh", "-c", &script].map(str::to_owned).to_vec(),
+        ..ExecStart::default()
+    };
+    let first = ExecInput { input: Some(Input::Start(start)) };
+    let input = tokio_stream::StreamExt::chain(tokio_stream::iter([first]), tokio_stream::pending());
+    let mut stream = PodsClient::new(node.channel().await).exec(input).await.unwrap().into_inner();
+    let (mut bytes, mut at_its_end) = (0, None);
+    let code = loop {
+        let next = tokio::time::timeout(Duration::from_secs(30), stream.message()).await.unwrap().unwrap();
+        match next.unwrap().output.unwrap() {
+            Output::Stdout(data) | Output::Stderr(data) => bytes += data.len(),
+            Output::ExitCode(code) => break code,
+        }
+        if at_its_end.is_none() && !runs(&marker) {
+            at_its_end = Some(bytes);
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    assert_eq!((code, bytes), (5, BYTES), "it ended when {at_its_end:?} bytes had come");
+    assert!(at_its_end.unwrap() < BYTES, "it ended too late to tell anything");
+    node.api.terminate("slow", 0);
+    gone(&node, "slow", &uid).await;
 }
 
 /// Below the node's /sys, which such a container sees, lie mounts of their own: its cgroups above all.

@@ -7,21 +7,27 @@ use crate::{
 };
 use bytes::Bytes;
 use rustix::termios::Winsize;
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
     net::unix::pipe,
-    sync::mpsc::Sender,
+    sync::{mpsc::Sender, watch},
+    time::Instant,
 };
 use tonic::{Status, Streaming};
 use trellis_proto::api::{ExecInput, ExecOutput, ExecStart, TerminalSize, exec_input::Input, exec_output::Output};
-use trellis_shim_protocol::Exec;
+use trellis_shim_protocol::{Exec, Exit};
 
 const CHUNK_BYTES: usize = 32 * 1024;
 /// How long the client has to say what it wants.
 const START_WITHIN: Duration = Duration::from_secs(10);
-/// What a process wrote before its end is read for so long after it.
+/// After a process' end its output is over when nothing has come for so long …
 const DRAIN: Duration = Duration::from_millis(300);
+/// … or was waited for so long in all, or this much has come: its children may hold the pipes open
+/// and write for ever. What the process itself has written lies in the pipe at its end: it takes no
+/// waiting, and a pipe holds no more.
+const DRAIN_WAIT: Duration = Duration::from_secs(3);
+const DRAIN_BYTES: usize = 1 << 20;
 
 type Tx = Sender<Result<ExecOutput, Status>>;
 
@@ -90,13 +96,51 @@ async fn killed(shim: &Shim, exec_id: u64) {
     }
 }
 
-async fn finish(mut guard: Guard, tx: &Tx) {
-    let output = match guard.shim.wait_exec(guard.exec_id).await {
+async fn finish<E: std::fmt::Display>(mut guard: Guard, exit: Result<Exit, E>, tx: &Tx) {
+    let output = match exit {
         Ok(exit) => Ok(ExecOutput { output: Some(Output::ExitCode(exit.code)) }),
         Err(error) => Err(Status::unavailable(format!("the process' end is not known: {error}"))),
     };
     guard.armed = false;
     drop(tx.send(output).await);
+}
+
+/// Reads of one stream of a process' output. Only waiting for bytes counts against what may come after the
+/// process' end, not the time that a slow caller takes to receive them.
+struct Drain {
+    ended: watch::Receiver<bool>,
+    wait: Duration,
+    bytes: usize,
+}
+
+impl Drain {
+    fn new(ended: &watch::Sender<bool>) -> Self {
+        Self { ended: ended.subscribe(), wait: DRAIN_WAIT, bytes: DRAIN_BYTES }
+    }
+
+    /// What `read` gives; `None` at the end of the output.
+    async fn next(&mut self, read: impl Future<Output = io::Result<usize>>) -> Option<usize> {
+        let (began, late) = (Instant::now(), *self.ended.borrow());
+        if late && self.bytes == 0 {
+            return None;
+        }
+        let patience = DRAIN.min(self.wait);
+        let idle = async {
+            // Err: whoever waits for the process is gone, and so is the caller.
+            drop(self.ended.wait_for(|ended| *ended).await);
+            tokio::time::sleep(patience).await;
+        };
+        let n = tokio::select! {
+            biased;
+            read = read => read.ok().filter(|n| *n > 0)?,
+            () = idle => return None,
+        };
+        if late {
+            self.wait = self.wait.saturating_sub(began.elapsed());
+            self.bytes = self.bytes.saturating_sub(n);
+        }
+        Some(n)
+    }
 }
 
 async fn pipes(shim: Shim, exec: Exec, start: &ExecStart, input: Streaming<ExecInput>, tx: Tx) -> Result<(), Status> {
@@ -111,19 +155,18 @@ async fn pipes(shim: Shim, exec: Exec, start: &ExecStart, input: Streaming<ExecI
     let stdio = [in_read, out_write.into(), err_write.into()];
     let exec_id = shim.exec(exec, stdio).await.map_err(refused)?;
     let guard = Guard { shim, exec_id, armed: true };
-    let out = tokio::spawn(copy_out(receiver(out_read.into())?, tx.clone(), Output::Stdout));
-    let err = tokio::spawn(copy_out(receiver(err_read.into())?, tx.clone(), Output::Stderr));
+    let (ended, _) = watch::channel(false);
+    let out = tokio::spawn(copy_out(receiver(out_read.into())?, tx.clone(), Output::Stdout, Drain::new(&ended)));
+    let err = tokio::spawn(copy_out(receiver(err_read.into())?, tx.clone(), Output::Stderr, Drain::new(&ended)));
     let write = in_write.map(|fd| nonblocking(fd).and_then(|fd| pipe::Sender::from_owned_fd(fd).map_err(refused)));
     let feed = tokio::spawn(copy_in(write.transpose()?, input));
     let shim = guard.shim.clone();
     tokio::spawn(async move {
         let waited = async {
             let exit = guard.shim.wait_exec(guard.exec_id).await;
-            // Its children may hold the pipes open for ever; kubectl does not wait for them either.
-            let rest = futures::future::join(out, err);
-            drop(tokio::time::timeout(DRAIN, rest).await);
-            drop(exit);
-            finish(guard, &tx).await;
+            ended.send_replace(true);
+            drop(futures::future::join(out, err).await);
+            finish(guard, exit, &tx).await;
         };
         tokio::select! {
             () = waited => {}
@@ -146,11 +189,11 @@ fn receiver(fd: OwnedFd) -> Result<pipe::Receiver, Status> {
     pipe::Receiver::from_owned_fd(nonblocking(fd)?).map_err(refused)
 }
 
-async fn copy_out(mut from: pipe::Receiver, tx: Tx, wrap: fn(Bytes) -> Output) {
+async fn copy_out(mut from: pipe::Receiver, tx: Tx, wrap: fn(Bytes) -> Output, mut drain: Drain) {
     let mut buffer = vec![0; CHUNK_BYTES];
-    while let Ok(n) = from.read(&mut buffer).await {
+    while let Some(n) = drain.next(from.read(&mut buffer)).await {
         let data = Bytes::copy_from_slice(&buffer[..n]);
-        if n == 0 || tx.send(Ok(ExecOutput { output: Some(wrap(data)) })).await.is_err() {
+        if tx.send(Ok(ExecOutput { output: Some(wrap(data)) })).await.is_err() {
             return;
         }
     }
@@ -183,12 +226,14 @@ async fn terminal(shim: Shim, exec: Exec, mut input: Streaming<ExecInput>, tx: T
     let (exec_id, master) = shim.exec_tty(exec).await.map_err(refused)?;
     let guard = Guard { shim, exec_id, armed: true };
     let master = Arc::new(watched(nonblocking(master)?).map_err(refused)?);
-    let (reader, out) = (Arc::clone(&master), tx.clone());
+    let (ended, _) = watch::channel(false);
+    let (reader, out, mut drain) = (Arc::clone(&master), tx.clone(), Drain::new(&ended));
     let read = tokio::spawn(async move {
         let mut buffer = vec![0; CHUNK_BYTES];
         // EIO is a terminal's end of file.
-        while let Ok(n @ 1..) =
-            reader.async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut buffer[..]).map_err(Into::into)).await
+        while let Some(n) = drain
+            .next(reader.async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut buffer[..]).map_err(Into::into)))
+            .await
         {
             let output = Output::Stdout(Bytes::copy_from_slice(&buffer[..n]));
             if out.send(Ok(ExecOutput { output: Some(output) })).await.is_err() {
@@ -213,9 +258,10 @@ async fn terminal(shim: Shim, exec: Exec, mut input: Streaming<ExecInput>, tx: T
     let shim = guard.shim.clone();
     tokio::spawn(async move {
         let waited = async {
-            drop(guard.shim.wait_exec(guard.exec_id).await);
-            drop(tokio::time::timeout(DRAIN, read).await);
-            finish(guard, &tx).await;
+            let exit = guard.shim.wait_exec(guard.exec_id).await;
+            ended.send_replace(true);
+            drop(read.await);
+            finish(guard, exit, &tx).await;
         };
         tokio::select! {
             () = waited => {}
@@ -246,4 +292,60 @@ fn resize(master: &AsyncFd<OwnedFd>, s: &TerminalSize) -> std::io::Result<()> {
     let Some((rows, columns)) = size(s) else { return Ok(()) };
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(rustix::termios::tcsetwinsize(master.get_ref(), size)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::Write;
+
+    /// One byte at a time into a pipe, until nobody reads it.
+    fn ticking(mut to: std::io::PipeWriter) {
+        std::thread::spawn(move || {
+            while to.write_all(b"x").is_ok() {
+                std::thread::sleep(DRAIN / 4);
+            }
+        });
+    }
+
+    async fn all(from: std::io::PipeReader, slow: Duration) -> usize {
+        let (ended, _) = watch::channel(true);
+        let (tx, mut rx) = tokio::sync::mpsc::channel(1);
+        let from = receiver(from.into()).unwrap();
+        let copied = tokio::spawn(copy_out(from, tx, Output::Stdout, Drain::new(&ended)));
+        let mut bytes = 0;
+        loop {
+            tokio::time::sleep(slow).await;
+            let next = tokio::time::timeout(Duration::from_secs(20), rx.recv()).await;
+            match next.expect("something, or the end") {
+                Some(Ok(ExecOutput { output: Some(Output::Stdout(data)) })) => bytes += data.len(),
+                Some(other) => panic!("{other:?}"),
+                None => break,
+            }
+        }
+        copied.await.unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn what_lies_in_the_pipe_is_sent_however_slow_its_reader_is() {
+        let (from, mut to) = std::io::pipe().unwrap();
+        to.write_all(&[b'x'; 60_000]).unwrap();
+        // Held open: somebody else has it, too, and writes nothing.
+        assert_eq!(all(from, DRAIN * 2).await, 60_000);
+        drop(to);
+    }
+
+    #[tokio::test]
+    async fn children_that_write_for_ever_do_not_keep_the_caller() {
+        let (from, to) = std::io::pipe().unwrap();
+        ticking(to);
+        let limit = Duration::from_secs(60);
+        assert!(tokio::time::timeout(limit, all(from, Duration::ZERO)).await.expect("an end") >= 1);
+        let (from, mut to) = std::io::pipe().unwrap();
+        std::thread::spawn(move || while to.write_all(&[b'x'; 4096]).is_ok() {});
+        let bytes = tokio::time::timeout(limit, all(from, Duration::ZERO)).await.expect("an end");
+        assert!((1..DRAIN_BYTES + CHUNK_BYTES).contains(&bytes), "{bytes}");
+    }
 }
