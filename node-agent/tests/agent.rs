@@ -236,7 +236,10 @@ async fn a_container_that_waited_for_its_configuration_can_be_stopped() {
 async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
     let Some(node) = Node::start("crash").await else { return };
     node.import_busybox().await;
-    let loop_uid = node.api.bind("loop", json!({"containers": [container("a", "echo try; exit 1")]}));
+    let mut tries = container("a", "echo >> /runs/all; echo try $(wc -l < /runs/all); exit 1");
+    tries["volumeMounts"] = json!([{"name": "runs", "mountPath": "/runs"}]);
+    let tries = json!({"containers": [tries], "volumes": [{"name": "runs", "emptyDir": {}}]});
+    let loop_uid = node.api.bind("loop", tries);
     let mut sick = container("a", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     sick["livenessProbe"] = json!({"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1});
     let sick_uid = node.api.bind("sick", json!({"containers": [sick], "terminationGracePeriodSeconds": 5}));
@@ -256,7 +259,9 @@ async fn crashes_probes_and_memory_are_told_in_kubernetes_words() {
         .await;
     assert_eq!(first(&pod)["lastState"]["terminated"]["exitCode"], 1);
     assert_eq!(first(&pod)["restartCount"], 1);
-    assert_eq!(logs(&node, "loop", |r| r.previous = true).await, "try\n");
+    // It waits: its last run is the previous one already.
+    assert_eq!(logs(&node, "loop", |r| r.previous = true).await, "try 2\n");
+    assert_eq!(logs(&node, "loop", |_| ()).await, "try 2\n");
     node.api.until("sick", "restarted", |p| first(p)["restartCount"].as_i64() >= Some(1)).await;
     node.api
         .until("sick", "told that it is unhealthy", |_| node.api.reasons("sick").contains(&"Unhealthy".into()))

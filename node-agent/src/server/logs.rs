@@ -68,17 +68,12 @@ impl Task {
                 request.pod
             )));
         }
-        let last = c.attempts - 1;
-        let attempt = match (request.previous, last) {
-            (false, last) => last,
-            (true, 0) => {
-                return Err(Status::invalid_argument(format!(
-                    "previous terminated container {name:?} in pod {:?} not found",
-                    request.pod
-                )));
-            }
-            (true, last) => last - 1,
-        };
+        let attempt = run(c, request.previous).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "previous terminated container {name:?} in pod {:?} not found",
+                request.pod
+            ))
+        })?;
         let since = request.since_seconds.and_then(|s| Timestamp::now().checked_sub(SignedDuration::from_secs(s)).ok());
         Ok(Self {
             ctx: ctx.clone(),
@@ -155,6 +150,13 @@ impl Task {
             drop(tokio::time::timeout(LOOK_EVERY, watch.changed()).await);
         }
     }
+}
+
+/// The run that is meant. The previous one is what status calls lastState: where the container waits for
+/// its next start that is its last run.
+fn run(c: &ContainerView, previous: bool) -> Option<u32> {
+    let last = c.attempts.checked_sub(1)?;
+    if previous && !c.state.starts_with("waiting") { last.checked_sub(1) } else { Some(last) }
 }
 
 /// Wakes when a file of a folder changes.
@@ -353,6 +355,28 @@ mod tests {
         }
         fs::rename(live, numbered(1)).unwrap();
         fs::write(live, line(text)).unwrap();
+    }
+
+    #[test]
+    fn the_previous_run_is_the_last_one_where_the_container_waits() {
+        let runs = |state: &str, attempts| {
+            let view = ContainerView {
+                name: "a".into(),
+                id: String::new(),
+                running: state == "running",
+                state: state.into(),
+                attempts,
+                main: true,
+            };
+            (run(&view, false), run(&view, true))
+        };
+        assert_eq!(runs("waiting (ContainerCreating)", 0), (None, None));
+        assert_eq!(runs("running", 1), (Some(0), None));
+        assert_eq!(runs("waiting (CrashLoopBackOff)", 1), (Some(0), Some(0)));
+        assert_eq!(runs("being started", 2), (Some(1), Some(0)));
+        assert_eq!(runs("running", 3), (Some(2), Some(1)));
+        assert_eq!(runs("waiting (CrashLoopBackOff)", 3), (Some(2), Some(2)));
+        assert_eq!(runs("terminated (Completed, exit code 0)", 2), (Some(1), Some(0)));
     }
 
     #[test]
