@@ -63,24 +63,23 @@ pub fn files(path: &Path) -> Vec<PathBuf> {
     out
 }
 
-/// Where the last `lines` lines begin: which file of `files`, and the offset in it.
-pub fn tail(files: &[PathBuf], lines: u32) -> io::Result<(usize, u64)> {
+/// Which of `files` (oldest first) the last `lines` lines begin in; it is set to that place.
+pub fn tail<'a>(
+    files: impl DoubleEndedIterator<Item = &'a mut File> + ExactSizeIterator,
+    lines: u32,
+) -> io::Result<usize> {
     let mut left = u64::from(lines);
-    for (index, path) in files.iter().enumerate().rev() {
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
+    for (index, file) in files.enumerate().rev() {
         let length = file.metadata()?.len();
-        if left == 0 {
-            return Ok((index, length));
+        let begin = if left == 0 { Some(length) } else { last_lines(file, length, &mut left)? };
+        // All of the oldest, if there are not that many.
+        if begin.is_some() || index == 0 {
+            file.seek(SeekFrom::Start(begin.unwrap_or(0)))?;
+            return Ok(index);
         }
-        if let Some(offset) = last_lines(&mut file, length, &mut left)? {
-            return Ok((index, offset));
-        }
+        file.rewind()?;
     }
-    Ok((0, 0))
+    Ok(0)
 }
 
 /// The offset where the last `left` lines begin, or `None` with `left` reduced by those there are.
@@ -146,12 +145,22 @@ mod tests {
         fs::write(&path, "e\nf\n").unwrap();
         let all = files(&path);
         assert_eq!(all.len(), 3);
+        let begin = |lines| {
+            let mut open: Vec<File> = all.iter().map(|p| File::open(p).unwrap()).collect();
+            let index = tail(open.iter_mut(), lines).unwrap();
+            // Those after it are read from their beginnings.
+            for later in &mut open[index + 1..] {
+                assert_eq!(later.stream_position().unwrap(), 0);
+            }
+            (index, open[index].stream_position().unwrap())
+        };
         for (lines, want) in
             [(0, (2, 4)), (1, (2, 2)), (2, (2, 0)), (3, (1, 2)), (4, (1, 0)), (5, (0, 2)), (6, (0, 0)), (9, (0, 0))]
         {
-            assert_eq!(tail(&all, lines).unwrap(), want, "{lines} lines");
+            assert_eq!(begin(lines), want, "{lines} lines");
         }
         fs::write(&path, "").unwrap();
-        assert_eq!(tail(&all, 1).unwrap(), (1, 2));
+        assert_eq!(begin(1), (1, 2));
+        assert_eq!(tail([].into_iter(), 1).unwrap(), 0);
     }
 }

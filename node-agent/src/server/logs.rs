@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::fs::inotify;
 use std::{
     fs::{File, Metadata},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -134,12 +134,7 @@ impl Task {
         let path = self.dir.log(&self.container, self.attempt);
         // Before the first read: nothing written in between is missed.
         let mut watch = if self.follow { Some(Watch::new(path.parent().unwrap_or(Path::new("/")))?) } else { None };
-        let all = files(&path);
-        let (first, offset) = match self.tail {
-            Some(lines) => log_file::tail(&all, lines)?,
-            None => (0, 0),
-        };
-        let mut reader = Reader::new(&all[first.min(all.len() - 1)..], offset);
+        let mut reader = Reader::begin(&path, self.tail)?;
         loop {
             // In this order: what was written before the end is read after it was seen.
             let live = self.live();
@@ -194,15 +189,23 @@ struct Reader {
 }
 
 impl Reader {
-    /// Begins with the first of `files`, at `offset`; with the next one's beginning where that is gone.
-    fn new(files: &[PathBuf], offset: u64) -> Self {
-        let mut found = files.iter().enumerate().filter_map(|(n, path)| Some((n, File::open(path).ok()?)));
-        let file = found.next().map(|(n, mut file)| {
-            // Err: a file that cannot be read either; its reader says so.
-            let _ = file.seek(SeekFrom::Start(if n == 0 { offset } else { 0 }));
-            file
-        });
-        Self { file, last_look: false, rest: Vec::new(), mid_line: false }
+    /// Begins with the oldest file, or where the last `tail` lines begin. All files are open before one of
+    /// them is chosen: a rotation in between changes only their names.
+    fn begin(live: &Path, tail: Option<u32>) -> io::Result<Self> {
+        let mut all = None;
+        for _ in 0..LOOKS {
+            all = opened(live)?;
+            if all.is_some() {
+                break;
+            }
+        }
+        let mut all = all.ok_or_else(|| io::Error::other("its files are rotated faster than they can be opened"))?;
+        let file = match tail {
+            Some(lines) => log_file::tail(all.iter_mut().map(|(file, _)| file), lines)?,
+            None => 0,
+        };
+        let file = all.into_iter().nth(file).map(|(file, _)| file);
+        Ok(Self { file, last_look: false, rest: Vec::new(), mid_line: false })
     }
 
     /// The next formatted lines; `None` when there are none now.
@@ -313,7 +316,7 @@ fn opened(live: &Path) -> io::Result<Option<Vec<(File, Metadata)>>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::{fs, io::Write};
+    use std::{fs, io::Write, path::PathBuf};
 
     fn drain(reader: &mut Reader, live: &Path) -> String {
         let mut all = Vec::new();
@@ -333,7 +336,7 @@ mod tests {
         let live = dir.path().join("0.log");
         fs::write(dir.path().join("0.log.1"), line("one")).unwrap();
         fs::write(&live, line("two")).unwrap();
-        let mut reader = Reader::new(&files(&live), 0);
+        let mut reader = Reader::begin(&live, None).unwrap();
         assert_eq!(drain(&mut reader, &live), "one\ntwo\n");
         assert_eq!(drain(&mut reader, &live), "");
         fs::OpenOptions::new().append(true).open(&live).unwrap().write_all(line("three").as_bytes()).unwrap();
@@ -355,6 +358,23 @@ mod tests {
         }
         fs::rename(live, numbered(1)).unwrap();
         fs::write(live, line(text)).unwrap();
+    }
+
+    #[test]
+    fn a_rotation_does_not_move_the_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("0.log");
+        fs::write(dir.path().join("0.log.1"), line("one")).unwrap();
+        fs::write(&live, line("two") + &line("three")).unwrap();
+        for (lines, want) in [(0, "new\n"), (1, "three\nnew\n"), (3, "one\ntwo\nthree\nnew\n")] {
+            let dir = tempfile::tempdir().unwrap();
+            let copy = dir.path().join("0.log");
+            fs::copy(live.with_extension("log.1"), copy.with_extension("log.1")).unwrap();
+            fs::copy(&live, &copy).unwrap();
+            let mut reader = Reader::begin(&copy, Some(lines)).unwrap();
+            rotate(&copy, 4, "new");
+            assert_eq!(drain(&mut reader, &copy), want, "{lines} lines");
+        }
     }
 
     #[test]
@@ -384,7 +404,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let live = dir.path().join("0.log");
         fs::write(&live, line("one")).unwrap();
-        let mut reader = Reader::new(&files(&live), 0);
+        let mut reader = Reader::begin(&live, None).unwrap();
         assert_eq!(drain(&mut reader, &live), "one\n");
         // Its last read has found nothing; now, before it looks for a successor:
         fs::OpenOptions::new().append(true).open(&live).unwrap().write_all(line("late").as_bytes()).unwrap();
@@ -400,7 +420,7 @@ mod tests {
         fs::write(&live, line("0")).unwrap();
         fs::write(dir.path().join("0.log.1"), line("before")).unwrap();
         // It has opened the first file of two when the names change.
-        let mut reader = Reader::new(&files(&live), 0);
+        let mut reader = Reader::begin(&live, None).unwrap();
         rotate(&live, 4, "1");
         rotate(&live, 4, "2");
         assert_eq!(drain(&mut reader, &live), "before\n0\n1\n2\n");
