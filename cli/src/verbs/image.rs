@@ -1,6 +1,9 @@
 //! `image`: images on nodes, without a registry.
 
+mod progress;
+
 use std::io::Read;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -9,6 +12,8 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use trellis_model::Kind;
 use trellis_proto::api::{Image, ImportRequest, ListImagesRequest, images_client::ImagesClient};
+
+use progress::{Progress, Sent};
 
 use super::Failures;
 use crate::cli::Global;
@@ -40,7 +45,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// Bring an OCI or docker archive (tar, plain or gzip) onto nodes
+    /// Bring an OCI or docker archive (tar; plain, gzip or zstd) onto nodes
     Import {
         /// The archive; - is stdin
         file: String,
@@ -89,24 +94,38 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
     if file == "-" && nodes.len() > 1 {
         return Err(CliError::Usage("stdin can be read once: name one --node, or give a file".into()));
     }
+    let mut size = None;
     if file != "-" {
         // Once, not once a node.
         let mut opened = std::fs::File::open(file).map_err(|e| CliError::Local(format!("{file}: {e}")))?;
         checked(&mut opened, file)?;
+        // A pipe has none that means anything.
+        size = opened.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());
     }
+    let mut progress = Progress::new(size, nodes.len());
     let mut tasks = JoinSet::new();
     let turns = std::sync::Arc::new(Semaphore::new(AT_ONCE));
     for node in nodes {
-        let (session, file, turns) = (session.clone(), file.to_owned(), turns.clone());
+        let (session, file, turns, sent) = (session.clone(), file.to_owned(), turns.clone(), progress.sent.clone());
         tasks.spawn(async move {
             // Never closed.
             let _turn = turns.acquire_owned().await.ok();
-            let result = import_to(&session, &file, &node).await;
+            let result = import_to(&session, &file, &node, sent).await;
             (node, result)
         });
     }
     let mut failures = Failures::new();
-    while let Some(done) = tasks.join_next().await {
+    let mut looks = tokio::time::interval(progress::EVERY);
+    loop {
+        let done = tokio::select! {
+            done = tasks.join_next() => done,
+            _ = looks.tick() => {
+                progress.show();
+                continue;
+            }
+        };
+        progress.clear();
+        let Some(done) = done else { break };
         match done.map_err(CliError::local)? {
             (node, Ok(images)) => {
                 for i in images {
@@ -123,7 +142,7 @@ async fn import(session: &Session, file: &str, nodes: Vec<String>) -> Result<(),
     failures.end()
 }
 
-async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Image>, CliError> {
+async fn import_to(session: &Session, file: &str, node: &str, sent: Sent) -> Result<Vec<Image>, CliError> {
     // A stream cannot be sent twice: this call finds a member that answers, and whether there is such a node.
     session.get(Kind::Node, "", node).await?;
     let input: Box<dyn Read + Send> = match file {
@@ -140,8 +159,9 @@ async fn import_to(session: &Session, file: &str, node: &str) -> Result<Vec<Imag
     let first = ImportRequest { node: node.to_owned(), ..Default::default() };
     tx.send(first).await.map_err(CliError::local)?;
     let origin = file.to_owned();
-    let reader =
-        tokio::task::spawn_blocking(move || pump(input, &tx).map_err(|e| CliError::Local(format!("{origin}: {e}"))));
+    let reader = tokio::task::spawn_blocking(move || {
+        pump(input, &tx, &sent).map_err(|e| CliError::Local(format!("{origin}: {e}")))
+    });
     let reply = session.conn.for_bulk().images().import(ReceiverStream::new(rx)).await;
     match reply {
         Ok(r) => {
@@ -159,9 +179,9 @@ fn checked(input: &mut impl Read, name: &str) -> Result<Vec<u8>, CliError> {
     input.take(TAR_BLOCK as u64).read_to_end(&mut first).map_err(|e| CliError::Local(format!("{name}: {e}")))?;
     let what = match first.as_slice() {
         [] => "it is empty",
-        [0x1f, 0x8b, ..] => return Ok(first),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => return Ok(first),
         block if is_tar(block) => return Ok(first),
-        _ => "it is neither a tar archive nor one compressed with gzip",
+        _ => "it is neither a tar archive nor one compressed with gzip or zstd",
     };
     Err(CliError::Local(format!(
         "{name}: no image can be imported from this: {what}; make an archive with `docker save -o app.tar app:1`, or \
@@ -184,7 +204,7 @@ fn is_tar(block: &[u8]) -> bool {
     u32::from_str_radix(digits.trim_matches(['\0', ' ']), 8) == Ok(sum)
 }
 
-fn pump(mut input: Box<dyn Read + Send>, tx: &mpsc::Sender<ImportRequest>) -> std::io::Result<()> {
+fn pump(mut input: Box<dyn Read + Send>, tx: &mpsc::Sender<ImportRequest>, sent: &Sent) -> std::io::Result<()> {
     loop {
         let mut data = vec![0; CHUNK_BYTES];
         let n = input.read(&mut data)?;
@@ -197,6 +217,7 @@ fn pump(mut input: Box<dyn Read + Send>, tx: &mpsc::Sender<ImportRequest>) -> st
             // The server has answered already.
             return Ok(());
         }
+        sent.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 
@@ -295,7 +316,9 @@ mod tests {
         let sum: u32 = header.iter().map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         assert_eq!(checked(&mut &header[..], "x").ok().as_deref(), Some(&header[..]));
-        assert!(checked(&mut &[0x1f, 0x8b, 8][..], "x").is_ok(), "gzip is looked into by the node");
+        for compressed in [&[0x1f, 0x8b, 8][..], &[0x28, 0xb5, 0x2f, 0xfd, 4]] {
+            assert!(checked(&mut &*compressed, "x").is_ok(), "gzip and zstd are looked into by the node");
+        }
         header[0] = b'b';
         for (bytes, why) in [(&header[..], "neither a tar"), (b"", "it is empty"), (b"\xff\xfe hello", "neither a tar")]
         {
