@@ -100,7 +100,7 @@ impl ImageStore {
             .map_err(|source| ImageError::Unpack { name: parts.name.to_owned(), layer: path.to_owned(), source })?;
         let blob = blob.map_or_else(|| unpacked.blob_digest.clone(), str::to_owned);
         let done = verify(parts.name, &unpacked, &blob, diff_id)
-            .and_then(|()| self.shared.install(&place, diff_id, unpacked.bytes));
+            .and_then(|()| self.shared.install(&place, diff_id, &unpacked));
         if place.exists() {
             fs::remove_dir_all(&place).map_err(ImageError::io(place))?;
         }

@@ -22,6 +22,8 @@ pub(crate) struct Unpacked {
     pub blob_digest: String,
     /// Uncompressed.
     pub bytes: u64,
+    /// Folders that it leaves out, though it has entries in them.
+    pub implied: Vec<String>,
 }
 
 /// Reads a layer in whichever compression its first bytes show (gzip, zstd or none) into the new
@@ -45,14 +47,14 @@ fn run(blob: impl Read, into: &Path, limits: &Limits) -> Result<Unpacked, Unpack
     let head = compressed.fill_buf().map_err(UnpackError::Stream)?.to_vec();
     let mut reader = Bounded { inner: decoder(&mut compressed, &head)?, hash: Sha256::new(), out: 0, limits };
     let root = root.into();
-    unpack::unpack(&mut reader, &root, limits)?;
+    let implied = unpack::unpack(&mut reader, &root, limits)?;
     // Padding behind the archive's end belongs to the diff id.
     io::copy(&mut reader, &mut io::sink()).map_err(|e| reader.explain(e))?;
     let (diff_id, bytes) = (digest(reader.hash.clone()), reader.out);
     drop(reader);
     io::copy(&mut compressed, &mut io::sink()).map_err(UnpackError::Stream)?;
     let blob_digest = digest(compressed.into_inner().hash);
-    Ok(Unpacked { diff_id, blob_digest, bytes })
+    Ok(Unpacked { diff_id, blob_digest, bytes, implied })
 }
 
 fn decoder<'a>(source: &'a mut dyn BufRead, head: &[u8]) -> Result<Box<dyn Read + 'a>, UnpackError> {

@@ -17,6 +17,7 @@ mod archive;
 mod error;
 pub mod gc;
 mod layer;
+mod lent;
 mod members;
 mod pull;
 mod registry;
@@ -24,6 +25,7 @@ mod store;
 pub mod unpack;
 
 pub use error::ImageError;
+pub use lent::Lent;
 pub use oci_client::Reference;
 pub use oci_spec::image::ImageConfiguration;
 pub use pull::{Auth, Progress, PullPolicy};

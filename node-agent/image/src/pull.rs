@@ -268,7 +268,7 @@ impl Pull<'_> {
                 })?;
             let verified = verify(&name, &unpacked, &blob_digest, &expected);
             // Given back from here: when nobody waits for it any more, it is let go.
-            let done = verified.and_then(|()| shared.install(&place, &expected, unpacked.bytes));
+            let done = verified.and_then(|()| shared.install(&place, &expected, &unpacked));
             if place.exists() {
                 std::fs::remove_dir_all(&place).map_err(ImageError::io(place))?;
             }

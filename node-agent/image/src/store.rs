@@ -17,7 +17,12 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
-use crate::{ImageError, layer, unpack::Limits};
+use crate::{
+    ImageError,
+    layer::{self, Unpacked},
+    lent::{self, Lent},
+    unpack::Limits,
+};
 
 /// The format this build writes and reads.
 const VERSION: &str = "1\n";
@@ -56,6 +61,8 @@ pub struct Image {
     pub layer_bytes: Vec<u64>,
     /// It came (also) from an archive: no registry need have it.
     pub imported: bool,
+    /// Folders that a container's writable layer begins with; see [`Image::lend`].
+    pub lent: Vec<Lent>,
     /// What to run, as whom, where.
     pub config: Arc<ImageConfiguration>,
 }
@@ -82,6 +89,11 @@ struct Record {
     layer_bytes: Vec<u64>,
     #[serde(default)]
     imported: bool,
+    /// By diff id, of the layers that leave folders out. Releases before did not know.
+    #[serde(default)]
+    implied: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    lent: Vec<Lent>,
     config: serde_json::Value,
 }
 
@@ -113,12 +125,20 @@ struct Index {
     by_id: BTreeMap<String, Record>,
     /// Name → id.
     names: HashMap<String, String>,
-    /// Diff id → uncompressed size, of layers whose folder is complete.
-    layers: HashMap<String, u64>,
+    /// By diff id; layers whose folder is complete.
+    layers: HashMap<String, Layer>,
     /// Layers unpacked for an image that has no record yet: not to be collected.
     held: HashMap<String, usize>,
     /// Image id → when it came or was last taken. Of images from before this process' start: then.
     used: HashMap<String, Instant>,
+}
+
+#[derive(Clone, Default)]
+struct Layer {
+    /// Uncompressed size.
+    bytes: u64,
+    /// Folders that it leaves out.
+    implied: Vec<String>,
 }
 
 /// A layer kept from collection until its image has a record; let go when it is dropped, whoever
@@ -272,12 +292,13 @@ impl Shared {
     }
 
     /// Moves an unpacked layer into its place and holds it.
-    pub fn install(self: &Arc<Self>, unpacked: &Path, diff_id: &str, bytes: u64) -> Result<Held, ImageError> {
-        let place = self.layer(diff_id)?;
+    pub fn install(self: &Arc<Self>, place: &Path, diff_id: &str, unpacked: &Unpacked) -> Result<Held, ImageError> {
+        let to = self.layer(diff_id)?;
         let mut index = self.index();
         if !index.layers.contains_key(diff_id) {
-            fs::rename(unpacked, &place).map_err(ImageError::io(place))?;
-            index.layers.insert(diff_id.to_owned(), bytes);
+            fs::rename(place, &to).map_err(ImageError::io(to))?;
+            let layer = Layer { bytes: unpacked.bytes, implied: unpacked.implied.clone() };
+            index.layers.insert(diff_id.to_owned(), layer);
         }
         Ok(self.count(&mut index, diff_id))
     }
@@ -302,8 +323,17 @@ impl Shared {
     pub fn commit(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
         let root = File::open(&self.folder).map_err(ImageError::io(&self.folder))?;
         rustix::fs::syncfs(&root).map_err(|e| ImageError::io(&self.folder)(e.into()))?;
+        let known: Vec<Layer> = {
+            let index = self.index();
+            new.diff_ids.iter().map(|d| index.layers.get(d).cloned().unwrap_or_default()).collect()
+        };
+        let layer_bytes: Vec<u64> = known.iter().map(|l| l.bytes).collect();
+        let implied: Vec<Vec<String>> = known.into_iter().map(|l| l.implied).collect();
+        let folders: Vec<PathBuf> = new.diff_ids.iter().map(|d| self.layer(d)).collect::<Result<_, _>>()?;
+        // Not under the lock; the layers are held.
+        let lent = lent::find(&folders, &implied).map_err(ImageError::io(self.folder.join("layers")))?;
+        let implied = new.diff_ids.iter().cloned().zip(implied).filter(|(_, paths)| !paths.is_empty()).collect();
         let mut index = self.index();
-        let layer_bytes: Vec<u64> = new.diff_ids.iter().map(|d| index.layers.get(d).copied().unwrap_or(0)).collect();
         for name in &new.names {
             if let Some(old) = index.names.insert(name.clone(), new.id.clone())
                 && old != new.id
@@ -328,6 +358,8 @@ impl Shared {
             diff_ids: new.diff_ids,
             layer_bytes,
             imported,
+            implied,
+            lent,
             config: new.config,
         };
         write(&self.record(&new.id)?, &record)?;
@@ -347,6 +379,7 @@ impl Shared {
             layers: record.diff_ids.iter().map(|d| self.layer(d)).collect::<Result<_, _>>()?,
             layer_bytes: record.layer_bytes.clone(),
             imported: record.imported,
+            lent: record.lent.clone(),
             config: Arc::new(config),
         })
     }
@@ -396,7 +429,8 @@ fn load(folder: &Path) -> Result<Index, ImageError> {
             continue;
         }
         for (diff_id, bytes) in record.diff_ids.iter().zip(&record.layer_bytes) {
-            index.layers.insert(diff_id.clone(), *bytes);
+            let implied = record.implied.get(diff_id).cloned().unwrap_or_default();
+            index.layers.insert(diff_id.clone(), Layer { bytes: *bytes, implied });
         }
         for name in &record.names {
             index.names.insert(name.clone(), record.id.clone());
@@ -438,11 +472,12 @@ mod tests {
         let diff_id = format!("sha256:{}", "a".repeat(64));
         let held = || shared.index().held.get(&diff_id).copied();
         // Nothing was unpacked: it cannot be put in place, and nothing remembers the attempt.
-        assert!(shared.install(&dir.path().join("nothing"), &diff_id, 1).is_err());
+        let layer = Unpacked { diff_id: diff_id.clone(), blob_digest: String::new(), bytes: 1, implied: Vec::new() };
+        assert!(shared.install(&dir.path().join("nothing"), &diff_id, &layer).is_err());
         assert_eq!((held(), shared.hold(&diff_id).is_some()), (None, false));
         let unpacked = shared.ingest();
         fs::create_dir(&unpacked).unwrap();
-        let first = shared.install(&unpacked, &diff_id, 1).unwrap();
+        let first = shared.install(&unpacked, &diff_id, &layer).unwrap();
         let second = shared.hold(&diff_id).unwrap();
         assert_eq!(held(), Some(2));
         drop((first, second));

@@ -284,6 +284,85 @@ fn an_image_may_name_a_layer_twice() {
     });
 }
 
+/// A layer with these folders (path, mode, owner) and files.
+fn folders(folders: &[(&str, u32, u64)], files: &[&str]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, mode, owner) in folders {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(*mode);
+        header.set_uid(*owner);
+        header.set_gid(*owner);
+        header.set_mtime(1_000_000);
+        builder.append_data(&mut header, path, &[][..]).unwrap();
+    }
+    for path in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, &[][..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn a_folder_that_a_layer_leaves_out_is_as_the_layer_below_says() {
+    use std::os::unix::fs::MetadataExt;
+    with_small_disk("a_folder_that_a_layer_leaves_out_is_as_the_layer_below_says", 8, |disk| {
+        let archives = tempfile::tempdir().unwrap();
+        let at = disk.join("s");
+        let store = ImageStore::open(&at, Options::default()).unwrap();
+        let base =
+            [("tmp", 0o1777, 0), ("var", 0o711, 5), ("var/lib", 0o750, 6), ("gone", 0o700, 7), ("own", 0o700, 8)];
+        let layers = [
+            folders(&base, &["gone/old"]),
+            folders(&[], &[".wh.gone"]),
+            folders(&[("own", 0o770, 9)], &["tmp/x", "var/lib/y", "own/z", "new/n", "gone/new"]),
+            folders(&[("var", 0o701, 10)], &["tmp/deep/w"]),
+        ];
+        store.import(&write(archives.path(), &oci("x:1", &layers, false))).unwrap();
+        drop(store);
+        let store = ImageStore::open(&at, Options::default()).unwrap();
+        let image = store.get("x:1").unwrap().unwrap();
+        let like = |root: &Path, path: &str| {
+            let m = fs::metadata(root.join(path)).unwrap();
+            (m.mode() & 0o7777, m.uid(), m.gid())
+        };
+        // Without it, the kernel shows the topmost folder.
+        let root = overlay(disk, &image.stack()).unwrap();
+        assert_eq!(like(&root, "tmp"), (0o755, 0, 0));
+        nix::mount::umount(&root).unwrap();
+        for folder in ["upper", "work"] {
+            fs::remove_dir_all(disk.join(folder)).unwrap();
+        }
+        image.lend(&disk.join("upper")).unwrap();
+        let root = overlay(disk, &image.stack()).unwrap();
+        for (path, want) in [
+            ("tmp", (0o1777, 0, 0)),
+            ("var/lib", (0o750, 6, 6)),
+            // What a layer says itself, the topmost such layer says.
+            ("var", (0o701, 10, 10)),
+            ("own", (0o770, 9, 9)),
+            // Nobody says it, and what is gone says nothing any more.
+            ("tmp/deep", (0o755, 0, 0)),
+            ("new", (0o755, 0, 0)),
+            ("gone", (0o755, 0, 0)),
+        ] {
+            assert_eq!(like(&root, path), want, "{path}");
+        }
+        assert_eq!(fs::metadata(root.join("tmp")).unwrap().mtime(), 1_000_000);
+        for path in ["tmp/x", "tmp/deep/w", "var/lib/y", "own/z", "new/n", "gone/new"] {
+            assert!(root.join(path).exists(), "{path}");
+        }
+        assert!(!root.join("gone/old").exists());
+        // An image that needs nothing gets nothing.
+        let plain = [folders(&base, &[]), folders(&[("tmp", 0o1777, 0)], &["tmp/x", "new/n"])];
+        let plain = store.import(&write(archives.path(), &oci("y:1", &plain, false))).unwrap().remove(0);
+        assert!(plain.lent.is_empty(), "{:?}", plain.lent);
+    });
+}
+
 #[test]
 fn a_full_disk_is_cleared_of_the_images_longest_unused() {
     with_small_disk("a_full_disk_is_cleared_of_the_images_longest_unused", 32, |disk| {

@@ -224,6 +224,7 @@ mod tests {
             layers: vec![],
             layer_bytes: vec![],
             imported: false,
+            lent: vec![],
             config: Arc::default(),
         };
         assert_eq!(status_id(&image, "r:5000/a/b:1"), "r:5000/a/b@sha256:m");

@@ -19,6 +19,7 @@ use std::{
 };
 
 use padded::Padded;
+pub(crate) use tree::RESOLVE;
 use tree::Tree;
 
 use crate::members::Members;
@@ -150,11 +151,12 @@ impl UnpackError {
     }
 }
 
-/// Unpacks an uncompressed tar stream below `root`.
+/// Unpacks an uncompressed tar stream below `root`; answers which folders the archive left out, though
+/// it has entries in them.
 ///
 /// Cost: one pass over the stream; memory grows with the number of folders only (their time
 /// stamps are set at the end).
-pub fn unpack(reader: impl Read, root: &OwnedFd, limits: &Limits) -> Result<(), UnpackError> {
+pub fn unpack(reader: impl Read, root: &OwnedFd, limits: &Limits) -> Result<Vec<String>, UnpackError> {
     let mut members = Members::new(Padded::new(reader), limits.extension_bytes);
     let mut tree = Tree::new(root, limits)?;
     let mut count = 0_u64;

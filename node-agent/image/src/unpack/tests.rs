@@ -44,7 +44,7 @@ fn try_unpack(build: impl FnOnce(&mut Tar), limits: &Limits) -> (tempfile::TempD
     fs::create_dir(&root).unwrap();
     fs::write(outer.path().join("victim"), "untouched").unwrap();
     let fd = fs::File::open(&root).unwrap().into();
-    let result = unpack(Cursor::new(bytes), &fd, limits);
+    let result = unpack(Cursor::new(bytes), &fd, limits).map(drop);
     let victim = outer.path().join("victim");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
     assert_eq!(fs::symlink_metadata(&victim).unwrap().nlink(), 1, "it got a second name");

@@ -1,6 +1,7 @@
 //! Making entries below the layer's folder.
 
 use std::{
+    collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read},
@@ -23,13 +24,19 @@ use super::{
 };
 
 /// The kernel resolves below the root and follows no link.
-const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+pub(crate) const RESOLVE: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// Folders left out that are remembered: an honest archive has a handful.
+const IMPLIED_MAX: usize = 1024;
 
 pub(super) struct Tree<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     /// Bytes written into files.
     written: u64,
+    /// Folders with entries but (so far) none of their own. Those whose name is no UTF-8 are not kept.
+    implied: BTreeSet<String>,
     /// Times of folders, set last: making entries in them changes them.
     folders: Vec<(PathBuf, (i64, i64))>,
     /// The folder of the entry before: archives are sorted, so most entries share it.
@@ -38,7 +45,7 @@ pub(super) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Result<Self, UnpackError> {
-        Ok(Self { root, limits, written: 0, folders: Vec::new(), last: None })
+        Ok(Self { root, limits, written: 0, implied: BTreeSet::new(), folders: Vec::new(), last: None })
     }
 
     pub fn add(&mut self, header: &Header, content: &mut impl Read) -> Result<(), UnpackError> {
@@ -70,8 +77,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Sets the folders' times, deepest first.
-    pub fn finish(mut self) -> Result<(), UnpackError> {
+    /// Sets the folders' times, deepest first; answers which folders were left out.
+    pub fn finish(mut self) -> Result<Vec<String>, UnpackError> {
         self.folders.sort();
         self.folders.dedup_by(|later, earlier| later.0 == earlier.0);
         for (path, mtime) in self.folders.iter().rev() {
@@ -84,7 +91,10 @@ impl<'a> Tree<'a> {
             };
             rustix::fs::futimens(&folder, &times(*mtime)).map_err(disk(&path.display().to_string()))?;
         }
-        Ok(())
+        if self.implied.len() >= IMPLIED_MAX {
+            tracing::warn!(limit = IMPLIED_MAX, "a layer leaves out that many folders: any more will be root's, mode 0755");
+        }
+        Ok(self.implied.into_iter().collect())
     }
 
     /// The folder an entry goes into, made if the archive left it out, and the entry's name.
@@ -102,11 +112,16 @@ impl<'a> Tree<'a> {
         }
         let mut at = self.root.try_clone().map_err(|e| UnpackError::disk(shown, e))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut so_far = PathBuf::new();
         for part in path {
+            so_far.push(part);
             let open = |at: &OwnedFd| openat2(at, part, flags, Mode::empty(), RESOLVE);
             at = match open(&at) {
                 Err(Errno::NOENT) => {
                     mkdirat(&at, part, Mode::from_raw_mode(0o755)).map_err(disk(shown))?;
+                    if let Some(path) = so_far.to_str().filter(|_| self.implied.len() < IMPLIED_MAX) {
+                        self.implied.insert(path.to_owned());
+                    }
                     open(&at)
                 }
                 other => other,
@@ -193,6 +208,9 @@ impl<'a> Tree<'a> {
         }
         self.dress(fd.as_fd(), header, shown)?;
         self.folders.push((header.path.clone(), header.mtime));
+        if let Some(path) = header.path.to_str() {
+            self.implied.remove(path);
+        }
         Ok(())
     }
 

@@ -180,10 +180,12 @@ fn build(
         node_memory_bytes: step.ctx.machine.memory_bytes,
     };
     let spec = spec::build(input).map_err(|e| e.to_string())?;
+    let (upper, work) = (own.join("upper"), own.join("work"));
+    image.lend(&upper).map_err(|e| e.to_string())?;
     Ok(CreateContainer {
         id: id.to_owned(),
         labels: shim::make_labels(&c.name, attempt),
-        rootfs: Rootfs::Overlay { lower, upper: own.join("upper"), work: own.join("work") },
+        rootfs: Rootfs::Overlay { lower, upper, work },
         spec: serde_json::to_value(&spec).map_err(|e| e.to_string())?,
         cgroup_namespace: !spec::security::is_privileged(c),
         log: LogConfig::file(step.dir.log(&c.name, attempt)),
