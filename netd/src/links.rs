@@ -20,16 +20,26 @@ use crate::kernel::rtnl::{Link, Mac, Neighbour, Route, Target};
 
 /// The Pod's interface.
 pub const POD_INTERFACE: &str = "eth0";
-/// All host sides begin so.
-pub const HOST_PREFIX: &str = "trl";
+/// All host sides begin so; whether an interface is one, [`is_host_interface`] says.
+const HOST_PREFIX: &str = "trl";
+/// The digits that follow.
+const HOST_DIGITS: usize = 12;
 /// Hardware address of every host side: they never meet on one link.
 pub const HOST_MAC: Mac = [0xee; 6];
 
 /// Name of the host side: 15 characters are the kernel's limit.
 pub fn host_interface(pod_uid: &str) -> String {
     let hash = Sha256::digest(pod_uid.as_bytes());
-    let digits: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = hash.iter().take(HOST_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
     format!("{HOST_PREFIX}{digits}")
+}
+
+/// Is it the host side of a Pod's pair? By the prefix and the twelve hexadecimal digits that follow
+/// it: nobody else's interface is taken for ours, whatever it begins with.
+pub fn is_host_interface(name: &str) -> bool {
+    name.strip_prefix(HOST_PREFIX).is_some_and(|digits| {
+        digits.len() == HOST_DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// Hardware address of a Pod: locally administered, made from its address.

@@ -13,6 +13,25 @@ fn interface(index: u32, name: &str, mtu: u32) -> Link {
     Link { index, name: name.into(), up: false, mtu, mac: None, alias: None, operational: false }
 }
 
+#[test]
+fn only_our_interfaces_are_taken_for_ours() {
+    for other in [
+        "lo",
+        "eth0",
+        "trl",
+        "trl0",
+        "trl-0123456789",
+        "trlxyz456789abc",
+        "trl0123456789AB",
+        "trunk0",
+        "tr0123456789abc",
+    ] {
+        assert!(!is_host_interface(other), "{other}");
+    }
+    assert!(is_host_interface("trl0123456789ab"));
+    assert!(is_host_interface(&host_interface("uid")));
+}
+
 /// A model of two namespaces' worth of kernel.
 struct Kernel {
     actual: ActualLinks,

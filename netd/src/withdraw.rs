@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 use crate::kernel::KernelError;
 use crate::kernel::nft::Nft;
 use crate::kernel::rtnl::{Link, LinkAddress, ROUTE_PROTOCOL, Route, Rtnl};
-use crate::links::HOST_PREFIX;
+use crate::links::is_host_interface;
 use crate::store::Store;
 
 /// What was taken out.
@@ -57,33 +57,6 @@ fn ours(routes: Vec<Route>) -> impl Iterator<Item = Route> {
     routes.into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL)
 }
 
-/// By the prefix and the twelve hexadecimal digits that follow it: nobody else's is taken for ours.
 fn pod_links(links: Vec<Link>) -> impl Iterator<Item = Link> {
-    links.into_iter().filter(|link| {
-        link.name
-            .strip_prefix(HOST_PREFIX)
-            .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_interfaces_are_taken() {
-        let link = |name: &str| Link {
-            index: 2,
-            name: name.to_owned(),
-            up: true,
-            mtu: 1500,
-            mac: None,
-            alias: None,
-            operational: true,
-        };
-        let all = ["lo", "eth0", "trl0123456789ab", "trl0", "trlxyz456789abc", "trunk0"].map(link).to_vec();
-        let taken: Vec<String> = pod_links(all).map(|l| l.name).collect();
-        assert_eq!(taken, ["trl0123456789ab"]);
-        assert_eq!(pod_links(vec![link(&crate::links::host_interface("uid"))]).count(), 1);
-    }
+    links.into_iter().filter(|link| is_host_interface(&link.name))
 }

@@ -13,7 +13,8 @@ use super::Engine;
 use crate::kernel::rtnl::{Neighbour, ROUTE_PROTOCOL, Route, Rtnl, Target};
 use crate::kernel::{KernelError, sysctl};
 use crate::links::{
-    ActualLinks, DesiredLinks, HOST_MAC, HOST_PREFIX, POD_INTERFACE, PodLink, PodSide, Step, host_interface, pod_mac,
+    ActualLinks, DesiredLinks, HOST_MAC, POD_INTERFACE, PodLink, PodSide, Step, host_interface, is_host_interface,
+    pod_mac,
 };
 use crate::policy;
 use crate::routes::{self, ActualRoutes, DesiredRoutes, Hop};
@@ -208,7 +209,7 @@ impl Engine {
     /// setting that somebody changed.
     fn guard_sources(&mut self) -> Result<u64, KernelError> {
         let mut repairs = 0;
-        for link in self.rtnl.links()?.iter().filter(|link| link.name.starts_with(HOST_PREFIX) && link.up) {
+        for link in self.rtnl.links()?.iter().filter(|link| is_host_interface(&link.name) && link.up) {
             match sysctl::set(&format!("ipv4/conf/{}/rp_filter", link.name), "1") {
                 Ok(changed) => repairs += u64::from(changed),
                 // It went meanwhile.
@@ -260,7 +261,7 @@ impl Engine {
     /// The node's side: no forged sources (RFC 3704, strict), no IPv6 on a network without it.
     fn host_up(&mut self, pod: &PodLink) -> Result<(), KernelError> {
         let name = host_interface(&pod.uid);
-        debug_assert!(name.starts_with(HOST_PREFIX));
+        debug_assert!(is_host_interface(&name));
         let index = index_of(&mut self.rtnl, &name)?;
         sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "1")?;
         sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;

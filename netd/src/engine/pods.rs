@@ -10,7 +10,7 @@ use super::{ATTACH_PATIENCE, Attachment, Engine, EngineError, PendingAttach};
 use crate::ipam::Ipam;
 use crate::kernel::KernelError;
 use crate::kernel::rtnl::Target;
-use crate::links::{HOST_PREFIX, host_interface};
+use crate::links::{host_interface, is_host_interface};
 use crate::store::Saving;
 
 impl Engine {
@@ -57,7 +57,7 @@ impl Engine {
             Ok(links) => links,
             Err(error) => return tracing::error!(%error, "cannot look for half-made interfaces"),
         };
-        for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX) && !known.contains(&link.name)) {
+        for link in links.iter().filter(|link| is_host_interface(&link.name) && !known.contains(&link.name)) {
             tracing::info!(interface = link.name, "removing an interface that belongs to no allocation");
             if let Err(error) = self.rtnl.delete_link(&link.name) {
                 tracing::error!(interface = link.name, %error, "cannot remove it");
@@ -99,7 +99,7 @@ impl Engine {
     fn adopt_addresses(&mut self, ipam: &mut Ipam) -> Result<(), KernelError> {
         let links = self.rtnl.links()?;
         let routes = self.rtnl.routes()?;
-        for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX)) {
+        for link in links.iter().filter(|link| is_host_interface(&link.name)) {
             let Some(uid) = &link.alias else { continue };
             let address = routes
                 .iter()
