@@ -5,8 +5,14 @@ mod common;
 use common::{IMAGE, Node, container, control_plane::key, gone, kill, running};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use trellis_proto::api::{
-    ExecInput, ExecStart, LogsRequest, exec_input::Input, exec_output::Output, pods_client::PodsClient,
+use tonic::{Code, Status};
+use trellis_proto::{
+    api::{
+        ExecInput, ExecStart, ImportRequest, ListImagesRequest, LogsRequest, PortForwardData, exec_input::Input,
+        exec_output::Output, images_client::ImagesClient, pods_client::PodsClient,
+    },
+    identity::Identity,
+    pki::{CertificateAuthority, KeyAnd},
 };
 
 async fn logs(node: &Node, pod: &str, change: impl Fn(&mut LogsRequest)) -> String {
@@ -349,4 +355,84 @@ async fn limits_hooks_readiness_on_the_way_out_and_host_paths() {
     std::fs::write(host.join("go"), "").unwrap();
     gone(&node, "figures", &uid).await;
     assert_eq!((read("said"), read("given")), ("post\npre\nterm\n".to_owned(), "from the host".to_owned()));
+}
+
+/// What each call on port 10250 answers to whoever has this certificate, or none.
+async fn answers(node: &Node, pod: &str, certificate: Option<&KeyAnd>) -> Vec<(&'static str, Result<(), Status>)> {
+    let channel = async || node.channel_as(certificate).await.map_err(|e| Status::from_error(Box::new(e)));
+    let namespace = || "default".to_owned();
+    let logs = async {
+        let request = LogsRequest { namespace: namespace(), pod: pod.into(), ..LogsRequest::default() };
+        PodsClient::new(channel().await?).logs(request).await.map(drop)
+    };
+    let exec = async {
+        let (pod, command) = (pod.into(), vec!["true".to_owned()]);
+        let start = ExecStart { namespace: namespace(), pod, command, ..ExecStart::default() };
+        let input = tokio_stream::once(ExecInput { input: Some(Input::Start(start)) });
+        PodsClient::new(channel().await?).exec(input).await.map(drop)
+    };
+    let forward = async {
+        PodsClient::new(channel().await?).port_forward(tokio_stream::once(PortForwardData::default())).await.map(drop)
+    };
+    let import = async {
+        let part = ImportRequest { node: "n1".into(), ..ImportRequest::default() };
+        ImagesClient::new(channel().await?).import(tokio_stream::once(part)).await.map(drop)
+    };
+    let list = async { ImagesClient::new(channel().await?).list(ListImagesRequest::default()).await.map(drop) };
+    vec![
+        ("logs", logs.await),
+        ("exec", exec.await),
+        ("port-forward", forward.await),
+        ("import", import.await),
+        ("list", list.await),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_10250_serves_members_and_nobody_else() {
+    let Some(node) = Node::start("door").await else { return };
+    node.import_busybox().await;
+    let uid = node.api.bind("door", json!({"containers": [container("a", "echo private; exec sleep 600")]}));
+    node.api.until("door", "running", running).await;
+    // Every role but a member's, from the same CA.
+    let others =
+        [Identity::Agent("n1".into()), Identity::Agent("n2".into()), Identity::Netd("n1".into()), Identity::admin()];
+    for identity in others {
+        for (call, answer) in answers(&node, "door", Some(&node.issue(&identity))).await {
+            assert_eq!(answer.unwrap_err().code(), Code::PermissionDenied, "{identity}: {call}");
+        }
+        let who = format!("refused on port 10250 who=\"{} {}\"", identity.organization(), identity.name());
+        assert_eq!(node.agent_log().matches(&who).count(), 5, "{who}");
+    }
+    // Nobody, and a member of another cluster: they come no further than the handshake.
+    let stranger = CertificateAuthority::create("test").unwrap().issue(&Identity::Member("m1".into())).unwrap();
+    for (who, certificate) in [("nobody", None), ("a member of another cluster", Some(&stranger))] {
+        let handshakes = || node.agent_log().matches("refused a connection: TLS handshake failed").count();
+        let before = handshakes();
+        for (call, answer) in answers(&node, "door", certificate).await {
+            // What the client itself says of a connection that ended under it; which, is a matter of time.
+            let code = answer.unwrap_err().code();
+            let ended = matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
+            assert!(ended, "{who}: {call}: {code:?}");
+        }
+        // It is written when the client may have been told already.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while handshakes() < before + 5 {
+            assert!(Instant::now() < deadline, "{who}: not each is logged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // The positive control: another member, with the same calls.
+    let member = node.issue(&Identity::Member("m2".into()));
+    for (call, answer) in answers(&node, "door", Some(&member)).await {
+        match call {
+            // Understood, and found wanting.
+            "port-forward" | "import" => assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument, "{call}"),
+            _ => assert!(answer.is_ok(), "{call}: {answer:?}"),
+        }
+    }
+    assert_eq!(logs(&node, "door", |_| ()).await, "private\n");
+    assert_eq!(exec(&node, "door", &["echo", "hi"], None, false).await, (0, "hi\n".into()));
+    node.api.terminate("door", 0);
+    gone(&node, "door", &uid).await;
 }

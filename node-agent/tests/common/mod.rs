@@ -173,16 +173,30 @@ impl Node {
 
     /// A member's connection to port 10250.
     pub async fn channel(&self) -> Channel {
+        self.channel_as(Some(&self.member)).await.unwrap()
+    }
+
+    /// A certificate of the cluster.
+    pub fn issue(&self, identity: &Identity) -> KeyAnd {
+        self.ca.issue(identity).unwrap()
+    }
+
+    /// A connection to port 10250 with this certificate, or with none. Whether the agent takes it may be
+    /// told by the first call only: TLS 1.3 ends for the client before the server has looked.
+    pub async fn channel_as(&self, certificate: Option<&KeyAnd>) -> Result<Channel, tonic::transport::Error> {
         let roots = [CertificateDer::from_pem_slice(self.ca.certificate_pem().as_bytes()).unwrap()];
         let mut store = rustls::RootCertStore::empty();
         store.add_parsable_certificates(roots);
-        let mut tls = rustls::ClientConfig::builder()
-            .with_root_certificates(store)
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_slice(self.member.pem.as_bytes()).unwrap()],
-                PrivateKeyDer::from_pem_slice(self.member.key_pem.as_bytes()).unwrap(),
-            )
-            .unwrap();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(store);
+        let mut tls = match certificate {
+            Some(certificate) => tls
+                .with_client_auth_cert(
+                    vec![CertificateDer::from_pem_slice(certificate.pem.as_bytes()).unwrap()],
+                    PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).unwrap(),
+                )
+                .unwrap(),
+            None => tls.with_no_client_auth(),
+        };
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let ns: Arc<OwnedFd> = Arc::new(namespace(self.agent.as_ref().unwrap(), "net").unwrap());
@@ -204,7 +218,7 @@ impl Node {
                 connector.connect(name, stream).await.map(TokioIo::new)
             }
         });
-        Endpoint::from_static("http://agent").connect_with_connector(service).await.unwrap()
+        Endpoint::from_static("http://agent").connect_with_connector(service).await
     }
 
     /// Brings a busybox image onto the node through Images.Import.
