@@ -122,7 +122,7 @@ impl Gossip {
         self.swim.identity()
     }
 
-    /// An epoch above every one used so far: start the next instance with one more.
+    /// The highest epoch used so far: start the next instance with one more.
     pub fn epoch(&self) -> u64 {
         self.swim.identity().epoch.max(self.seal.epoch())
     }
@@ -298,11 +298,10 @@ impl Gossip {
             self.counters.refused += 1;
             return;
         };
-        if known <= self.seal.epoch() || known == u64::MAX {
+        if known <= self.epoch() || known == u64::MAX {
             return;
         }
-        let epoch = self.epoch().max(known) + 1;
-        self.seal.raise_epoch(epoch);
+        let epoch = known + 1;
         let new = NodeIdentity { epoch, ..self.identity().clone() };
         self.change_identity(now, new, effects);
     }
@@ -373,6 +372,8 @@ impl Gossip {
     fn swim(&mut self, now: Duration, effects: &mut Vec<Effect>, act: impl FnOnce(&mut Swim, &mut Outbox)) {
         let mut outbox = Outbox::default();
         act(&mut self.swim, &mut outbox);
+        // One and the same: a notice of an epoch that we have already is then known to be no news.
+        self.seal.raise_epoch(self.swim.identity().epoch);
         if outbox.probe_failed {
             let silent = self.last_ping.is_some_and(|ping| self.last_heard < ping.sent);
             self.health.on_probe_failed(silent, self.swim.num_members());

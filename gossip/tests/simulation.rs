@@ -178,6 +178,39 @@ fn a_node_whose_clock_went_back_rejoins_above_its_old_epoch() {
 }
 
 #[test]
+fn an_old_packet_of_a_node_that_has_said_something_new_changes_nothing() {
+    let mut network = settled(5, 9);
+    network.recorded = Some(Vec::new());
+    network.run(ms(2000));
+    let recorded = network.recorded.take().unwrap();
+    // It restarts, and is given its pod CIDR once it runs.
+    network.kill(4);
+    network.run(ms(500));
+    network.start(4, 2000);
+    network.run_until(ms(10_000), Network::all_alive).expect("rejoins");
+    network.update(4, "10.99.0.0/24");
+    let knows = |n: &Network, epoch: u64| {
+        n.running().all(|o| n.machine(o).view().member("n4").is_some_and(|m| m.identity.epoch == epoch))
+    };
+    let before = network.machine(4).identity().clone();
+    network.run_until(ms(10_000), |n| knows(n, before.epoch)).expect("known to all");
+    network.run(ms(2000));
+    assert_eq!(*network.machine(4).identity(), before);
+    assert!(before.epoch > 2000, "it has said something new since its start");
+    let begin = network.now;
+    let mut replayed = 0;
+    for (to, from, bytes) in recorded.iter().filter(|(to, from, _)| *to != 4 && *from == address(4)) {
+        network.deliver(*to, *from, bytes);
+        replayed += 1;
+    }
+    assert!(replayed > 10, "{replayed}");
+    network.run(ms(3000));
+    assert_eq!(*network.machine(4).identity(), before, "a notice that tells nothing new");
+    assert!(network.all_alive() && knows(&network, before.epoch));
+    assert!(network.deaths_since(begin).is_empty());
+}
+
+#[test]
 fn a_new_pod_cidr_reaches_everybody_without_a_death() {
     let mut network = settled(5, 6);
     let begin = network.now;

@@ -99,6 +99,12 @@ impl Network {
         self.with(n, |machine| machine.announce(now, seeds));
     }
 
+    /// The node is given a pod CIDR, and says so.
+    pub fn update(&mut self, n: usize, cidr: &str) {
+        let (now, cidr) = (self.now, cidr.parse().unwrap());
+        self.with(n, |machine| machine.update_identity(now, Some(cidr), Vec::new()).unwrap());
+    }
+
     pub fn kill(&mut self, n: usize) {
         self.nodes[n] = None;
     }
