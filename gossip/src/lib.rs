@@ -25,5 +25,5 @@ mod view;
 pub use config::{Config, Counters, Effect};
 pub use identity::{IdentityError, NodeIdentity};
 pub use machine::Gossip;
-pub use seal::{GossipKey, MAX_PACKET_BYTES, SealError};
+pub use seal::{GossipKey, Heard, MAX_PACKET_BYTES, SealError};
 pub use view::{Liveness, MemberView, View};

@@ -22,7 +22,7 @@ use crate::config::{Config, Counters, Effect};
 use crate::health::Health;
 use crate::identity::{IdentityError, NodeIdentity};
 use crate::outbox::Outbox;
-use crate::seal::{GossipKey, Kind, Opened, Seal, SealError};
+use crate::seal::{GossipKey, Heard, Kind, Opened, Seal, SealError};
 use crate::view::{Liveness, MemberView, View};
 
 /// How often the machine looks after itself, and the longest silence between its timers.
@@ -124,7 +124,18 @@ impl Gossip {
 
     /// The highest epoch used so far: start the next instance with one more.
     pub fn epoch(&self) -> u64 {
-        self.swim.identity().epoch.max(self.seal.epoch())
+        self.seal.epoch()
+    }
+
+    /// How far each other node was heard; to be kept over a restart.
+    pub fn heard(&self) -> Vec<Heard> {
+        self.seal.heard()
+    }
+
+    /// What the last instance had [heard](Gossip::heard) is not accepted again. Call it before the
+    /// first packet.
+    pub fn remember(&mut self, heard: impl IntoIterator<Item = Heard>) {
+        self.seal.remember(heard);
     }
 
     /// Counts since the start.

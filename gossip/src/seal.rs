@@ -11,7 +11,14 @@
 //! counters (as IPsec does, RFC 4303 section 3.4.3). No clock is compared. A source whose epoch
 //! is *lower* than the known one is either a replay or a node that went back in time (a restored
 //! snapshot); it is told the known epoch ([`Kind::StaleEpoch`]). The real node jumps above it; for
-//! a replay the real node gets a notice that tells it nothing new.
+//! a replay the real node gets a notice that tells it nothing new: its packets and its identity
+//! always carry the same epoch.
+//!
+//! What was heard outlives the receiver as far as its driver keeps it ([`Heard`]): of a source that
+//! is remembered, nothing is accepted that is not newer than what was heard when it was last kept.
+//! What was recorded between that moment and a death of the process, or came from a source that was
+//! never heard, opens once more, until the source itself is heard. Inside, SWIM takes then only
+//! announcements: everything else is addressed to an identity, and ours has another epoch by then.
 //!
 //! Left out on purpose: key rotation (the version byte leaves room for a key id).
 
@@ -150,6 +157,17 @@ struct Peer {
     last_accepted: u64,
 }
 
+/// How far a source was heard: what a receiver is to remember over its restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// Who.
+    pub source: SocketAddr,
+    /// Its highest epoch.
+    pub epoch: u64,
+    /// The highest counter in that epoch.
+    pub counter: u64,
+}
+
 impl Seal {
     pub fn new(key: &GossipKey, own: SocketAddr, instance: u64, epoch: u64) -> Self {
         Self {
@@ -250,6 +268,25 @@ impl Seal {
         }
         peer.last_accepted = now;
         Ok(())
+    }
+
+    /// How far every source was heard.
+    pub fn heard(&self) -> Vec<Heard> {
+        let heard =
+            |(source, peer): (&SocketAddr, &Peer)| Heard { source: *source, epoch: peer.epoch, counter: peer.highest };
+        self.peers.iter().map(heard).collect()
+    }
+
+    /// Everything up to there counts as seen. What is known better already stays.
+    pub fn remember(&mut self, heard: impl IntoIterator<Item = Heard>) {
+        for Heard { source, epoch, counter } in heard {
+            let newer = self.peers.get(&source).is_none_or(|peer| (peer.epoch, peer.highest) < (epoch, counter));
+            let room = self.peers.contains_key(&source) || self.peers.len() < MAX_PEERS;
+            if newer && room && source != self.own {
+                let last_accepted = self.accepted;
+                self.peers.insert(source, Peer { epoch, highest: counter, seen: u128::MAX, last_accepted });
+            }
+        }
     }
 
     fn forget_oldest(&mut self) {

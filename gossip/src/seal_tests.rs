@@ -56,6 +56,41 @@ fn a_lower_epoch_is_stale_and_a_higher_one_starts_afresh() {
 }
 
 #[test]
+fn what_was_heard_is_not_accepted_by_the_next_instance() {
+    let (mut a, mut b) = (seal_of(1, 5), seal_of(2, 5));
+    let packets: Vec<_> = (0..4u8).map(|n| a.seal(address(2), Kind::Swim, &[n]).unwrap()).collect();
+    // The second never arrived, and might still.
+    for n in [0, 2] {
+        b.open(address(1), &packets[n]).unwrap();
+    }
+    assert_eq!(b.heard(), [Heard { source: address(1), epoch: 5, counter: 3 }]);
+    let mut next = seal_of(2, 6);
+    next.remember(b.heard());
+    for packet in &packets[..3] {
+        assert_eq!(next.open(address(1), packet), Err(SealError::Replayed { source_address: address(1) }));
+    }
+    assert!(next.open(address(1), &packets[3]).is_ok(), "what is newer is heard at once");
+    // Something older does not take that back.
+    next.remember(b.heard());
+    assert!(next.open(address(1), &packets[3]).is_err());
+    let before = seal_of(1, 4).seal(address(2), Kind::Swim, b"before").unwrap();
+    let mut next = seal_of(2, 7);
+    next.remember(b.heard());
+    assert_eq!(next.open(address(1), &before), Err(SealError::Stale { source_address: address(1), known: 5 }));
+    let restarted = seal_of(1, 6).seal(address(2), Kind::Swim, b"new").unwrap();
+    assert!(next.open(address(1), &restarted).is_ok(), "a restarted source is heard at once");
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let mut b = seal_of(2, 5);
+    let source = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 7946));
+    b.remember((0..MAX_PEERS as u32 + 500).map(|n| Heard { source: source(n), epoch: 1, counter: 1 }));
+    b.remember([Heard { source: address(2), epoch: 1, counter: 1 }]);
+    assert_eq!(b.heard().len(), MAX_PEERS);
+}
+
+#[test]
 fn state_is_bounded() {
     let mut b = seal_of(2, 5);
     for n in 0..(MAX_PEERS as u32 + 500) {

@@ -263,6 +263,54 @@ fn recorded_packets_replayed_or_tampered_with_change_nothing() {
 }
 
 #[test]
+fn a_restarted_observer_accepts_no_packet_from_before() {
+    for remembers in [true, false] {
+        let mut network = settled(4, 14);
+        // Announcements above all: they are addressed to whoever is there.
+        network.recorded = Some(Vec::new());
+        for n in 1..4 {
+            network.kill(n);
+            network.start(n, 1500);
+        }
+        network.run_until(ms(10_000), Network::all_alive).expect("all are back");
+        network.run(ms(2000));
+        let recorded = network.recorded.take().unwrap();
+        // What is still on its way arrives.
+        network.run(ms(100));
+        let heard = network.machine(0).heard();
+        assert_eq!(heard.len(), 3);
+        network.kill(0);
+        // Nobody is left who would tell better.
+        network.split(1, &[1, 2, 3]);
+        network.run(ms(1000));
+        network.start(0, 2000);
+        if remembers {
+            network.nodes[0].as_mut().unwrap().machine.remember(heard);
+        }
+        let refused = network.machine(0).counters().refused;
+        let mut replayed = 0;
+        for (to, from, bytes) in &recorded {
+            if *to == 0 {
+                network.deliver(0, *from, bytes);
+                replayed += 1;
+            }
+        }
+        assert!(replayed > 10, "{replayed}");
+        let accepted = network.machine(0).counters().received;
+        let alone = (1..4).all(|n| network.sees(0, n).is_none());
+        if remembers {
+            assert_eq!((accepted, network.machine(0).counters().refused - refused), (0, replayed));
+            assert!(alone);
+            // And nobody is deaf to what is new.
+            network.heal();
+            network.run_until(ms(20_000), Network::all_alive).expect("all find each other");
+        } else {
+            assert!(accepted > 0 && !alone, "the positive control");
+        }
+    }
+}
+
+#[test]
 fn a_stranger_with_another_key_gets_no_answer() {
     let mut network = settled(3, 8);
     let mut stranger =

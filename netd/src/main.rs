@@ -148,22 +148,26 @@ struct Running {
     events: mpsc::Sender<Event>,
     outputs: engine::Outputs,
     thread: std::thread::JoinHandle<()>,
+    /// Tells the gossip member to end; closed when it has.
+    ending: watch::Sender<bool>,
 }
 
 impl Running {
-    /// The engine ends what it does and keeps what it knows, so that the next instance begins there.
+    /// Engine and gossip end what they do and keep what they know, so that the next instance begins there.
     async fn stop(self) {
-        let Self { events, thread, .. } = self;
+        let Self { events, thread, ending, .. } = self;
         let end = async move {
+            ending.send_replace(true);
             // Not sent: it has ended already.
             let _ = events.send(Event::Stop).await;
+            ending.closed().await;
             tokio::task::spawn_blocking(move || thread.join()).await
         };
         match tokio::time::timeout(STOP_LIMIT, end).await {
             Ok(Ok(Ok(()))) => {}
             Ok(_) => tracing::error!("the engine did not end as it should"),
             Err(_) => {
-                tracing::error!("the engine did not end within {STOP_LIMIT:?}; the last change may not be stored")
+                tracing::error!("the end took more than {STOP_LIMIT:?}; the last change may not be stored")
             }
         }
     }
@@ -178,7 +182,7 @@ fn start_engine(arguments: &Arguments, node: &NodeConfig) -> anyhow::Result<Runn
     let (engine, outputs) = Engine::start(Config { node_name: node.node_name.clone(), advertise }, store.clone())?;
     drift::watch(&events)?;
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run(queue))?;
-    Ok(Running { store, events, outputs, thread })
+    Ok(Running { store, events, outputs, thread, ending: watch::Sender::new(false) })
 }
 
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
@@ -206,7 +210,7 @@ async fn serve_node(arguments: &Arguments, node: NodeConfig, key: &GossipKey, ru
     let pod_network = tokio::spawn(serve::pod_network(pod_network, events.clone()));
     let membership = tokio::spawn(serve::membership(membership, view.clone()));
 
-    let member = member(&node, key, store.clone(), outputs, view_out).await?;
+    let member = member(&node, key, store.clone(), outputs, view_out, running.ending.subscribe()).await?;
     let seeds: Vec<IpAddr> = node
         .members
         .iter()
@@ -232,6 +236,7 @@ async fn member(
     store: Store,
     outputs: &engine::Outputs,
     views: watch::Sender<Arc<View>>,
+    ending: watch::Receiver<bool>,
 ) -> anyhow::Result<Member> {
     let address = SocketAddr::new(node.advertise_address, trellis_proto::ports::GOSSIP);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -249,7 +254,8 @@ async fn member(
     };
     let started = Instant::now();
     let timing = trellis_gossip::Config::default().stretched(patience::factor());
-    let machine = Gossip::new(identity, key, timing, rand::random(), Duration::ZERO)?;
+    let mut machine = Gossip::new(identity, key, timing, rand::random(), Duration::ZERO)?;
+    machine.remember(store.load_heard()?);
     views.send_replace(machine.view());
     let socket = loop {
         // The address may be given to the interface a moment after us.
@@ -270,6 +276,7 @@ async fn member(
         api_addresses,
         views,
         store,
+        ending,
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::Ipv4Network;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use trellis_gossip::{Effect, Gossip, MAX_PACKET_BYTES, View};
 
 use crate::engine::gossip_seeds;
@@ -15,6 +16,9 @@ use crate::store::Store;
 
 /// Packets read before the timer is looked at again.
 const BURST: usize = 64;
+/// How far the others were heard is written this often, and at a clean end: the file is not to be
+/// synced for every packet, and what a death costs is little.
+const HEARD_PERIOD: Duration = Duration::from_secs(10);
 
 /// What the driver follows and tells.
 pub struct Member {
@@ -32,20 +36,24 @@ pub struct Member {
     pub api_addresses: Vec<String>,
     /// Where views go.
     pub views: watch::Sender<Arc<View>>,
-    /// Keeps the epoch over restarts.
+    /// Keeps the epoch over restarts, and how far the others were heard.
     pub store: Store,
+    /// True: keep what is to be kept, and end.
+    pub ending: watch::Receiver<bool>,
 }
 
 impl Member {
-    /// Runs until everybody who follows the views is gone.
+    /// Runs until it is told to end, or everybody who follows the views is gone.
     pub async fn run(mut self, seeds: Vec<SocketAddr>) -> io::Result<()> {
         let mut timer = Duration::ZERO;
         let mut epoch = 0;
         let mut saving = None;
+        let mut heard_saved = Instant::now();
+        let mut saving_heard = None;
         let effects = self.machine.announce(self.started.elapsed(), seeds);
         self.carry_out(effects, &mut timer).await;
         let mut buffer = vec![0; MAX_PACKET_BYTES + 1];
-        while !self.views.is_closed() {
+        while !self.views.is_closed() && !*self.ending.borrow() {
             let due = tokio::time::Instant::from_std(self.started + timer);
             tokio::select! {
                 biased;
@@ -63,6 +71,7 @@ impl Member {
                     // An earlier packet's ICMP error: the peer is not there, which is no news.
                     Err(error) => tracing::trace!(%error, "gossip receive"),
                 },
+                Ok(()) = self.ending.changed() => {}
                 Ok(()) = self.pod_cidr.changed() => self.say(&mut timer).await,
                 Ok(()) = self.nodes.changed() => {
                     let seeds = gossip_seeds(&self.nodes.borrow_and_update());
@@ -71,7 +80,7 @@ impl Member {
                 }
             }
             // One after the other: two that write the same file at once could tear it.
-            if self.machine.epoch() > epoch && saving.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            if self.machine.epoch() > epoch && saving.as_ref().is_none_or(JoinHandle::is_finished) {
                 epoch = self.machine.epoch();
                 let store = self.store.clone();
                 saving = Some(tokio::task::spawn_blocking(move || {
@@ -80,8 +89,26 @@ impl Member {
                     }
                 }));
             }
+            if heard_saved.elapsed() >= HEARD_PERIOD && saving_heard.as_ref().is_none_or(JoinHandle::is_finished) {
+                heard_saved = Instant::now();
+                saving_heard = Some(self.save_heard());
+            }
         }
+        // One after the other here as well; each tells of its error itself.
+        for saving in [saving, saving_heard].into_iter().flatten() {
+            let _ = saving.await;
+        }
+        let _ = self.save_heard().await;
         Ok(())
+    }
+
+    fn save_heard(&self) -> JoinHandle<()> {
+        let (store, heard) = (self.store.clone(), self.machine.heard());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.save_heard(heard) {
+                tracing::error!(%error, "cannot store how far gossip heard the other nodes");
+            }
+        })
     }
 
     async fn packet(&mut self, from: SocketAddr, bytes: &[u8], timer: &mut Duration) {

@@ -1,11 +1,12 @@
 //! What netd keeps on disk: its allocations (written before an address is answered), what it
-//! last knew of the cluster, and its gossip epoch. Every file begins with a format version.
+//! last knew of the cluster, its gossip epoch, and how far it heard the others. Every file begins with a format version.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
+use trellis_gossip::Heard;
 use trellis_proto::file;
 pub use trellis_proto::file::FileError as StoreError;
 
@@ -25,6 +26,12 @@ struct ClusterFile<C> {
 struct EpochFile {
     version: u32,
     epoch: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeardFile {
+    version: u32,
+    heard: Vec<Heard>,
 }
 
 /// The files of one netd.
@@ -85,6 +92,17 @@ impl Store {
     pub fn save_epoch(&self, epoch: u64) -> Result<(), StoreError> {
         file::write_compact(&self.folder.join("gossip-epoch.json"), &EpochFile { version: VERSION, epoch })
     }
+
+    /// How far gossip heard the other nodes; empty on the first start, and when it cannot be understood.
+    pub fn load_heard(&self) -> Result<Vec<Heard>, StoreError> {
+        let file: Option<HeardFile> = read_or_set_aside(&self.folder.join("gossip-heard.json"))?;
+        Ok(file.map_or_else(Vec::new, |file| file.heard))
+    }
+
+    /// Writes how far gossip heard the other nodes.
+    pub fn save_heard(&self, heard: Vec<Heard>) -> Result<(), StoreError> {
+        file::write_compact(&self.folder.join("gossip-heard.json"), &HeardFile { version: VERSION, heard })
+    }
 }
 
 /// As [`file::read`]; but a file that cannot be understood is put aside, for people to look at, and
@@ -139,11 +157,12 @@ mod tests {
     fn what_cannot_be_understood_is_put_aside_and_what_is_too_new_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        for name in ["ipam.json", "cluster.json", "gossip-epoch.json"] {
+        for name in ["ipam.json", "cluster.json", "gossip-epoch.json", "gossip-heard.json"] {
             let (path, aside) = (dir.path().join(name), dir.path().join(format!("{name}.unreadable")));
             let read = || match name {
                 "ipam.json" => store.load_ipam().map(|ipam| ipam.is_none()),
                 "cluster.json" => store.load_cluster().map(|cluster| cluster.is_none()),
+                "gossip-heard.json" => store.load_heard().map(|heard| heard.is_empty()),
                 _ => store.load_epoch().map(|epoch| epoch == 0),
             };
             for torn in ["", "{\"version\": 1, ", "\0\0\0\0"] {

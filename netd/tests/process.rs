@@ -217,6 +217,9 @@ fn two_daemons_without_a_control_plane() {
     std::fs::remove_file(&file).unwrap();
     assert!(daemons[1].stop(Signal::SIGTERM).success());
     assert!(file.exists(), "what is known is stored at the end");
+    let heard = Store::open(&daemons[1].folder.path().join("data")).unwrap().load_heard().unwrap();
+    let of_n1 = heard.iter().find(|heard| heard.source.to_string() == "172.30.0.11:7946").unwrap();
+    assert!(of_n1.counter > 0, "how far the others were heard as well: {heard:?}");
     assert!(pods[0].0.reaches(pods[1].1, 80));
     daemons[1].start();
     let status = runtime().block_on(async {
