@@ -290,7 +290,7 @@ async fn pass_views(mut view: watch::Receiver<Arc<View>>, events: mpsc::Sender<E
 }
 
 async fn tick(events: mpsc::Sender<Event>) {
-    let mut period = tokio::time::interval(Duration::from_secs(1));
+    let mut period = tokio::time::interval(engine::TICK_PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while events.send(Event::Tick).await.is_ok() {
         period.tick().await;

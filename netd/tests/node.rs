@@ -244,7 +244,7 @@ fn drift_is_repaired_within_five_seconds_and_counted() {
     assert_eq!(repairs, 0);
     let mut broken = |what: &str, breaks: &dyn Fn()| {
         breaks();
-        let took = eventually(what, S(20), || n1.status().repairs > repairs && a.reaches(b_ip, 80));
+        let took = eventually(what, S(5), || n1.status().repairs > repairs && a.reaches(b_ip, 80));
         repairs = n1.status().repairs;
         eprintln!("{what}: repaired in {took:?}");
     };
@@ -280,7 +280,7 @@ fn drift_is_repaired_within_five_seconds_and_counted() {
         eprintln!("SKIPPED: part of drift_is_repaired: nft is not installed");
         return;
     }
-    eventually("table restored", S(20), || n2.status().repairs > before && !a.reaches(b_ip, 81));
+    eventually("table restored", S(5), || n2.status().repairs > before && !a.reaches(b_ip, 81));
     assert!(a.reaches(b_ip, 80));
     round_trip(&mut open).expect("it survives the table's absence as well");
 }

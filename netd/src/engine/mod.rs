@@ -51,6 +51,8 @@ const BATCH: usize = 256;
 /// Everything is compared with the kernel this often, inside Pods as well: drift is repaired
 /// within 5 s even where no event told of it.
 const RESYNC_PERIOD: Duration = Duration::from_secs(3);
+/// [`Event::Tick`] comes this often.
+pub const TICK_PERIOD: Duration = Duration::from_secs(1);
 /// The cluster's state is written at most this often.
 const SAVE_PERIOD: Duration = Duration::from_secs(2);
 /// … and at most this often while Pods are attached: the node's power may fail the next moment, and

@@ -223,7 +223,7 @@ impl TestNode {
                     return;
                 }
                 drop(events);
-                std::thread::sleep(Duration::from_millis(500));
+                std::thread::sleep(trellis_netd::engine::TICK_PERIOD);
             }
         });
         self.running = Some(Running { events, outputs: outputs.recv().unwrap(), engine: handle.recv().unwrap() });
