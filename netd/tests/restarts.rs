@@ -3,11 +3,22 @@
 
 mod support;
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
-use support::{TestNode, cannot_run, eventually, node_object, pod_object, policy_object, round_trip};
-use trellis_netd::cluster::Kind;
+use support::{Netns, TestNode, cannot_run, eventually, node_object, pod_object, policy_object, round_trip};
+use trellis_netd::cluster::{Incoming, Kind};
+use trellis_netd::engine::{Event, TICK_PERIOD};
 use trellis_netd::kernel::nft::Nft;
 use trellis_netd::links::host_interface;
 
@@ -51,6 +62,136 @@ fn a_restart_adopts_everything_and_breaks_no_connection() {
     assert_eq!(n1.try_attach("c").unwrap().address, c_ip);
     assert!(b.reaches(a_ip, 80) && !c.reaches(a_ip, 80));
     round_trip(&mut open).unwrap();
+}
+
+/// Numbered datagrams from one Pod to another and back, one every 2 ms.
+struct Flow {
+    ended: Arc<AtomicBool>,
+    sender: JoinHandle<(u64, BTreeSet<u64>)>,
+}
+
+impl Flow {
+    fn begin(from: &Netns, to: &Netns, address: Ipv4Addr, port: u16) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&ended);
+        to.run(move || {
+            let socket = udp((Ipv4Addr::UNSPECIFIED, port));
+            std::thread::spawn(move || {
+                let mut number = [0; 8];
+                // As long as the sender listens.
+                while !done.load(Relaxed) || Arc::strong_count(&done) > 1 {
+                    if let Ok((_, from)) = socket.recv_from(&mut number) {
+                        // What cannot be sent is missing at the other end.
+                        let _ = socket.send_to(&number, from);
+                    }
+                }
+            });
+        });
+        let stop = Arc::clone(&ended);
+        let (begun, established) = std::sync::mpsc::sync_channel(1);
+        let sender = from.run(move || {
+            let socket = udp((Ipv4Addr::UNSPECIFIED, 0));
+            socket.connect((address, port)).unwrap();
+            std::thread::spawn(move || {
+                let (mut sent, mut back, mut number) = (0_u64, BTreeSet::new(), [0; 8]);
+                socket.set_nonblocking(true).unwrap();
+                while !stop.load(Relaxed) {
+                    let _ = socket.send(&sent.to_be_bytes());
+                    sent += 1;
+                    std::thread::sleep(Duration::from_millis(2));
+                    while socket.recv(&mut number).is_ok() {
+                        back.insert(u64::from_be_bytes(number));
+                    }
+                    if !back.is_empty() {
+                        let _ = begun.try_send(());
+                    }
+                }
+                socket.set_nonblocking(false).unwrap();
+                let deadline = Instant::now() + S(2);
+                while (back.len() as u64) < sent && Instant::now() < deadline {
+                    if socket.recv(&mut number).is_ok() {
+                        back.insert(u64::from_be_bytes(number));
+                    }
+                }
+                (sent, back)
+            })
+        });
+        established.recv_timeout(S(5)).expect("the flow is answered");
+        Self { ended, sender }
+    }
+
+    /// How many were sent, and which of them never came back.
+    fn end(self) -> (u64, Vec<u64>) {
+        self.ended.store(true, Relaxed);
+        let (sent, back) = self.sender.join().unwrap();
+        (sent, (0..sent).filter(|number| !back.contains(number)).collect())
+    }
+}
+
+/// A socket whose buffer holds all that may come while its reader waits for a processor.
+fn udp(bind: (Ipv4Addr, u16)) -> UdpSocket {
+    let socket = UdpSocket::bind(bind).unwrap();
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    socket
+}
+
+#[test]
+fn a_restart_loses_no_packet_of_an_established_flow() {
+    if cannot_run("a_restart_loses_no_packet_of_an_established_flow") {
+        return;
+    }
+    let (mut n1, mut n2) = TestNode::two();
+    let (a, a_ip) = n1.attach("a", json!({"app": "web"}));
+    let (b, b_ip) = n2.attach("b", json!({}));
+    let rule = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"ipBlock": {"cidr": "10.244.2.0/24"}}],
+                     "ports": [{"protocol": "UDP", "port": 9100}, {"protocol": "UDP", "port": 9101}]}]});
+    let shown = || {
+        vec![
+            pod_object("a", "default", json!({"app": "web"}), Some(a_ip)),
+            pod_object("b", "default", json!({}), Some(b_ip)),
+        ]
+    };
+    for node in [&n1, &n2] {
+        node.change(Kind::NetworkPolicy, 9, policy_object("p", rule.clone()));
+        node.settled(9);
+    }
+    let flow = Flow::begin(&b, &a, a_ip, 9100);
+    for (clean, revision) in [(true, 20), (false, 30)] {
+        for (node, uid, pod) in [(&mut n1, "a", &a), (&mut n2, "b", &b)] {
+            if clean {
+                node.stop()
+            } else {
+                node.die()
+            }
+            node.start();
+            assert_eq!(node.status().attached.len(), 1, "after the first plan");
+            // The control plane answers again, then the agent.
+            listed(node, vec![policy_object("p", rule.clone())], shown());
+            node.hand_over(uid, pod);
+            node.try_attach(uid).unwrap();
+            node.send(Event::Bookmark { revision });
+            node.settled(revision);
+            // What follows a start: the first ticks as well.
+            std::thread::sleep(2 * TICK_PERIOD);
+        }
+    }
+    let (sent, lost) = flow.end();
+    eprintln!("{sent} datagrams");
+    assert!(sent > 500, "{sent}");
+    assert!(lost.is_empty(), "{} of {sent} lost: {lost:?}", lost.len());
+    // The positive control: with the Pod's route away for a moment, some are seen to be lost.
+    let flow = Flow::begin(&b, &a, a_ip, 9101);
+    n1.stop();
+    n1.netns.rtnl(move |rtnl| {
+        let route = rtnl.routes().unwrap().into_iter().find(|route| route.destination == a_ip.into()).unwrap();
+        rtnl.delete_route(&route).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    });
+    n1.start();
+    let (sent, lost) = flow.end();
+    assert!(!lost.is_empty() && (lost.len() as u64) < sent, "{} of {sent} lost", lost.len());
 }
 
 /// What netd's file had before the last changes, and a death: netd knows less than the kernel does.
@@ -205,4 +346,12 @@ fn interfaces_of_others_are_left_alone_whatever_they_begin_with() {
         assert!(links().iter().any(|link| link == name), "{name} is somebody else's: {:?}", links());
         assert_eq!(n1.netns.run(move || std::fs::read_to_string(setting(name)).unwrap()).trim(), "0", "{name}");
     }
+}
+
+/// Everything that the control plane tells a node when it answers again.
+fn listed(node: &TestNode, policies: Vec<Incoming>, pods: Vec<Incoming>) {
+    node.list(Kind::Node, support::NODES.iter().map(|(n, ip, cidr)| node_object(n, ip, cidr)).collect());
+    node.list(Kind::Namespace, vec![support::namespace_object("default")]);
+    node.list(Kind::NetworkPolicy, policies);
+    node.list(Kind::Pod, pods);
 }
