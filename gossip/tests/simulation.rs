@@ -44,12 +44,12 @@ fn a_killed_node_is_known_to_all_within_two_seconds() {
 
 #[test]
 fn two_and_three_nodes_notice_a_death_too() {
-    for (size, limit) in [(2, 2500), (3, 2500)] {
-        for seed in 0..10 {
+    for size in [2, 3] {
+        for seed in 0..30 {
             let mut network = settled(size, seed);
             network.kill(1);
             let took = network.run_until(ms(10_000), |n| n.all_see(1, Liveness::Dead)).expect("must be noticed");
-            assert!(took <= ms(limit), "{size} nodes, seed {seed}: {took:?}");
+            assert!(took <= ms(2000), "{size} nodes, seed {seed}: {took:?}");
         }
     }
 }
@@ -348,7 +348,7 @@ fn a_hundred_nodes() {
     network.loss = 0.02;
     network.kill(50);
     let took = network.run_until(ms(10_000), |n| n.all_see(50, Liveness::Dead)).expect("noticed");
-    assert!(took <= ms(2500), "{took:?}");
+    assert!(took <= ms(2000), "{took:?}");
     let wrong: Vec<_> = network.deaths_since(begin).into_iter().filter(|v| v.2 != "n50").collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert!(network.largest_packet <= MAX_PACKET_BYTES);
