@@ -328,6 +328,12 @@ impl Cluster {
         self.pods.get(uid).is_some_and(|pod| !pod.finished)
     }
 
+    /// Addresses that Pods are shown to have, or had when they were last seen here.
+    pub fn shown_addresses(&self) -> impl Iterator<Item = (&str, Ipv4Addr)> {
+        let pods = self.pods.iter().chain(&self.local);
+        pods.flat_map(|(uid, pod)| pod.addresses.iter().filter_map(|ip| v4(*ip)).map(move |ip| (uid.as_str(), ip)))
+    }
+
     /// Whose pod CIDR it is.
     pub fn node_of(&self, cidr: Ipv4Network) -> Option<String> {
         self.nodes.iter().find(|(_, node)| node.pod_cidrs.contains(&cidr)).map(|(name, _)| name.clone())

@@ -137,10 +137,24 @@ impl Ipam {
 
     /// Takes back an address that a Pod was found to have (the state file was lost).
     pub fn adopt(&mut self, pod_uid: &str, ip: Ipv4Addr) -> bool {
+        self.enter(ip, Entry { pod_uid: pod_uid.into(), released: None })
+    }
+
+    /// An address that a Pod is said to have had (the state file was lost) rests as if it was freed
+    /// now; the Pod itself gets it back when it is attached again.
+    pub fn rest(&mut self, pod_uid: &str, ip: Ipv4Addr, now: Duration) -> bool {
+        let known = self.entries.values().any(|entry| entry.pod_uid == pod_uid);
+        let released = Some(Released { since: now, gone_revision: None });
+        !known && self.enter(ip, Entry { pod_uid: pod_uid.into(), released })
+    }
+
+    /// What is given next lies behind all that was found to have been given.
+    fn enter(&mut self, ip: Ipv4Addr, entry: Entry) -> bool {
         if !self.cidr.contains(ip) || self.entries.contains_key(&ip) {
             return false;
         }
-        self.entries.insert(ip, Entry { pod_uid: pod_uid.into(), released: None });
+        self.entries.insert(ip, entry);
+        self.next = self.next.max(u32::from(ip).saturating_add(1));
         true
     }
 
@@ -243,6 +257,26 @@ mod tests {
         assert_eq!(read.address_of("p1"), ipam.address_of("p1"));
         assert!(read.allocate("new", s(64), 100).is_err());
         assert!(read.allocate("new", s(65), 100).is_ok());
+    }
+
+    #[test]
+    fn what_is_found_to_have_been_given_rests_and_is_not_given_next() {
+        let mut ipam = small();
+        let ip = |last: u8| Ipv4Addr::new(10, 244, 1, last);
+        assert!(ipam.adopt("runs", ip(2)));
+        assert!(ipam.rest("gone", ip(4), s(10)));
+        assert!(!ipam.rest("other", ip(2), s(10)), "somebody has it");
+        assert!(!ipam.rest("runs", ip(3), s(10)), "it has another");
+        assert!(!ipam.rest("elsewhere", Ipv4Addr::new(10, 244, 2, 2), s(10)), "not of this node");
+        assert_eq!(ipam.in_use().collect::<Vec<_>>(), [("runs", ip(2))]);
+        let mut back = ipam.clone();
+        assert_eq!(back.allocate("gone", s(11), 0), Ok(ip(4)), "its own");
+        assert_eq!(ipam.allocate("a", s(11), 99), Ok(ip(5)), "behind the highest known");
+        assert_eq!(ipam.allocate("b", s(11), 99), Ok(ip(6)));
+        assert_eq!(ipam.allocate("c", s(11), 99), Ok(ip(3)));
+        ipam.note_gone(7, |uid| uid != "gone");
+        assert!(ipam.allocate("d", s(69), 99).is_err(), "it rests");
+        assert_eq!(ipam.allocate("d", s(70), 99), Ok(ip(4)));
     }
 
     proptest! {

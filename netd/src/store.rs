@@ -106,8 +106,9 @@ impl Store {
 }
 
 /// As [`file::read`]; but a file that cannot be understood is put aside, for people to look at, and
-/// counts as missing. All of it can be learned anew (from the API, the kernel, the other nodes), and a
-/// node without netd has no Pods. What a newer release wrote is refused: it is understood there.
+/// counts as missing: a node without netd has no Pods. Most of it can be learned anew, from the API,
+/// the kernel and the other nodes. Lost for good is which addresses were freed lately whose Pods
+/// nobody shows any more: one of them may be given before it has rested. What a newer release wrote is refused: it is understood there.
 fn read_or_set_aside<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     let error = match file::read(path, VERSION) {
         Err(error @ StoreError::Parse { .. }) => error,

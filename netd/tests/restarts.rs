@@ -355,3 +355,37 @@ fn listed(node: &TestNode, policies: Vec<Incoming>, pods: Vec<Incoming>) {
     node.list(Kind::NetworkPolicy, policies);
     node.list(Kind::Pod, pods);
 }
+
+#[test]
+fn without_the_allocations_file_a_freed_address_rests_all_the_same() {
+    if cannot_run("without_the_allocations_file_a_freed_address_rests_all_the_same") {
+        return;
+    }
+    let (mut n1, _n2) = TestNode::two();
+    let (a, a_ip) = n1.attach("a", json!({}));
+    let (_b, b_ip) = n1.attach("b", json!({}));
+    let shown =
+        || vec![pod_object("a", "default", json!({}), Some(a_ip)), pod_object("b", "default", json!({}), Some(b_ip))];
+    // Once with what is known from before, once with nothing but what is listed.
+    for (late, lost) in [("c", &["ipam.json"][..]), ("d", &["ipam.json", "cluster.json"])] {
+        listed(&n1, vec![], shown());
+        n1.detach("b");
+        n1.stop();
+        for name in lost {
+            std::fs::remove_file(n1.folder.path().join(name)).unwrap();
+        }
+        n1.start();
+        n1.list(Kind::Node, support::NODES.iter().map(|(n, ip, cidr)| node_object(n, ip, cidr)).collect());
+        eventually("the pod CIDR is known", S(20), || n1.status().pod_cidr.is_some());
+        listed(&n1, vec![], shown());
+        n1.hand_over("a", &a);
+        assert_eq!(n1.try_attach("a").unwrap().address, a_ip, "adopted");
+        let (_new, ip) = n1.attach(late, json!({}));
+        assert_ne!(ip, b_ip, "freed a moment ago, {lost:?} lost");
+        n1.detach(late);
+        // The Pod itself gets it back.
+        let b = Netns::new();
+        n1.hand_over("b", &b);
+        assert_eq!(n1.try_attach("b").unwrap().address, b_ip);
+    }
+}

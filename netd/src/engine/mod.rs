@@ -85,6 +85,8 @@ pub struct Engine {
     started: Instant,
     cluster: Cluster,
     ipam: Option<Ipam>,
+    /// The allocator was begun anew, and not everything has been listed since.
+    ipam_anew: bool,
     view: Arc<View>,
     min_applied: u64,
     api_heard: Option<Instant>,
@@ -174,6 +176,7 @@ impl Engine {
             started: now,
             cluster,
             ipam,
+            ipam_anew: false,
             view: Arc::default(),
             min_applied: 0,
             api_heard: None,

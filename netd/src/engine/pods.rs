@@ -17,6 +17,7 @@ impl Engine {
     /// Does what is to do: allocations, kernel, answers.
     pub(super) fn work(&mut self) {
         self.ensure_ipam();
+        self.rest_shown_addresses();
         self.settle_addresses();
         let (ready, saving) = self.admit();
         if !self.cluster.is_complete() {
@@ -79,9 +80,13 @@ impl Engine {
             }
             _ => {
                 let mut ipam = Ipam::new(wanted);
+                let now = self.now();
                 if let Err(error) = self.adopt_addresses(&mut ipam) {
                     tracing::error!(%error, "cannot look for Pods that have addresses already");
                     return;
+                }
+                for (uid, address) in self.cluster.shown_addresses() {
+                    ipam.rest(uid, address, now);
                 }
                 if let Err(error) = self.store.save_ipam(&ipam) {
                     tracing::error!(%error, "cannot store the allocations");
@@ -89,6 +94,7 @@ impl Engine {
                 }
                 tracing::info!(cidr = %wanted, "the node has a pod CIDR");
                 self.ipam = Some(ipam);
+                self.ipam_anew = true;
                 self.dirty = true;
                 self.pod_cidr_out.send_replace(Some(wanted));
             }
@@ -111,6 +117,22 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// An allocator that was begun anew does not know what was freed before: what Pods are shown to
+    /// have had, and no interface has, rests. Seen once more when all has been listed, for what is
+    /// known at first is older, or nothing; no address is given before something is.
+    fn rest_shown_addresses(&mut self) {
+        let now = self.now();
+        let listed = !self.is_cautious();
+        let Some(ipam) = self.ipam.as_mut().filter(|_| self.ipam_anew && listed) else { return };
+        self.ipam_anew = false;
+        for (uid, address) in self.cluster.shown_addresses() {
+            if ipam.rest(uid, address, now) {
+                tracing::info!(pod = uid, %address, "an address of a Pod that is not here rests");
+                self.ipam_unsaved = true;
+            }
+        }
     }
 
     /// Freed addresses whose Pods the API shows no more get the revision at which that was so.
