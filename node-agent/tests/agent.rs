@@ -148,9 +148,8 @@ async fn a_container_on_the_nodes_network_cannot_write_its_cgroups() {
     let name = format!("trellis-probe-{}", std::process::id());
     let below = |group: &str| std::path::Path::new(group).join(&name);
     // The control: they can be written by root that is in no container.
-    let writable = |group: &&str| {
-        std::fs::create_dir(below(group)).and_then(|()| std::fs::remove_dir(below(group))).is_ok()
-    };
+    let writable =
+        |group: &&str| std::fs::create_dir(below(group)).and_then(|()| std::fs::remove_dir(below(group))).is_ok();
     let groups: Vec<&str> = mounts
         .lines()
         .map(|line| line.split(' ').collect::<Vec<_>>())

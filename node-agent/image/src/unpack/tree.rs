@@ -92,7 +92,10 @@ impl<'a> Tree<'a> {
             rustix::fs::futimens(&folder, &times(*mtime)).map_err(disk(&path.display().to_string()))?;
         }
         if self.implied.len() >= IMPLIED_MAX {
-            tracing::warn!(limit = IMPLIED_MAX, "a layer leaves out that many folders: any more will be root's, mode 0755");
+            tracing::warn!(
+                limit = IMPLIED_MAX,
+                "a layer leaves out that many folders: any more will be root's, mode 0755"
+            );
         }
         Ok(self.implied.into_iter().collect())
     }
