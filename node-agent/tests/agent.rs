@@ -336,9 +336,17 @@ async fn limits_hooks_readiness_on_the_way_out_and_host_paths() {
         "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10});
     std::fs::create_dir(&host).unwrap();
     std::fs::write(host.join("given"), "from the host").unwrap();
-    let volume = json!({"name": "host", "hostPath": {"path": host, "type": "Directory"}});
-    let uid = node.api.bind("figures", json!({"containers": [c], "volumes": [volume]}));
+    let secret = json!({"metadata": {"name": "s", "namespace": "default"}, "data": {"k": "czNjcmV0"}});
+    node.api.put(&key("Secret", "s"), secret);
+    let volumes = json!([{"name": "host", "hostPath": {"path": host, "type": "Directory"}},
+        {"name": "s", "secret": {"secretName": "s"}}]);
+    let uid = node.api.bind("figures", json!({"containers": [c], "volumes": volumes}));
     node.api.until("figures", "running", running).await;
+    // What is looked for when a Pod is gone is found while it is there.
+    let traces = node.traces(&uid);
+    for what in ["/shims/", "/data/pods/", "/agent/volumes/", "/sys/fs/cgroup/", "process ", "netd's"] {
+        assert!(traces.iter().any(|t| t.contains(what)), "{what} is not in {traces:#?}");
+    }
     let read = |name: &str| std::fs::read_to_string(host.join(name)).unwrap_or_default();
     node.api.until("figures", "done with its hook", |_| read("said") == "post\n" && !read("taken").is_empty()).await;
     assert_eq!(read("taken"), "from the host");
