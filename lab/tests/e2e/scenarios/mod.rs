@@ -8,6 +8,7 @@ mod lab_verbs;
 mod logs;
 mod members;
 mod policy;
+mod ports;
 mod private_registry;
 mod reboot;
 mod registry;
@@ -64,6 +65,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a_leader_without_its_majority_is_not_told_as_leader", body: members::cut_off_leader },
     Scenario { name: "a_followed_log_outlives_the_member_it_came_through", body: members::followed_log },
     Scenario { name: "daemons_keys_open_only_their_own_doors", body: trust::roles },
+    Scenario { name: "every_port_is_documented_and_closed_to_strangers", body: ports::no_anonymous_port },
     Scenario { name: "secrets_lie_on_no_disk_in_the_clear", body: trust::secrets },
     Scenario { name: "certificates_that_live_for_seconds_are_renewed", body: renewal::short_lived },
     Scenario { name: "real_images_are_pulled_from_a_real_registry", body: registry::real_software },
