@@ -96,6 +96,9 @@ pub fn columns(pod: &Value, now: Timestamp) -> PodColumns {
         ("", phase) => phase.to_owned(),
         (reason, _) => reason.to_owned(),
     };
+    if condition(pod, "PodScheduled").is_some_and(|c| c["reason"] == "SchedulingGated") {
+        reason = "SchedulingGated".to_owned();
+    }
     let sidecars_total = list(&pod["spec"]["initContainers"]).iter().filter(|c| c["restartPolicy"] == "Always").count();
     let total = list(&pod["spec"]["containers"]).len() + sidecars_total;
     let mut tally = Tally::default();
@@ -209,6 +212,16 @@ mod tests {
             of(pod(json!([{"name":"i","state":{"waiting":{"reason":"PodInitializing"}}}]))),
             t("0/2", "Init:0/2", "0")
         );
+    }
+
+    #[test]
+    fn a_gated_pod_says_so() {
+        let pod = |reason: &str| {
+            json!({"metadata":{},"spec":{"containers":[{"name":"a"}]},"status":{"phase":"Pending","conditions":[
+                {"type":"PodScheduled","status":"False","reason":reason}]}})
+        };
+        assert_eq!(of(pod("SchedulingGated")), t("0/1", "SchedulingGated", "0"));
+        assert_eq!(of(pod("Unschedulable")), t("0/1", "Pending", "0"));
     }
 
     #[test]
