@@ -6,8 +6,9 @@
 //! read_barrier ─ reads (one round for many) ─ read index at the leader ─ wait until applied here
 //! ```
 //! Owners: [`log`] what is durable, [`snapshots`] and [`machine`] the state, [`network`] and
-//! [`server`] what members say to each other, [`membership`] who they are, [`upkeep`] that log
-//! and disk stay bounded; [`Consensus`] is all that others hold.
+//! [`server`] what members say to each other, [`notices`] which of it waits for company,
+//! [`membership`] who they are, [`upkeep`] that log and disk stay bounded; [`Consensus`] is all that
+//! others hold.
 //!
 //! A member with an empty folder waits to be added; only [`Consensus::bootstrap`] makes a
 //! cluster. Elections are preceded by a pre-vote, so that a member returning from a partition
